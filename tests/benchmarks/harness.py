@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs contestants in fresh processes, in turn, and watches their memory from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tqdm import tqdm
+
+from .contestants import Contestant
+from .setup import Setup
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+
+
+class ContestantFailed(RuntimeError):
+    """A contestant's process ended with an error; the message holds the end of what it wrote to stderr."""
+
+
+class PeakMemory(threading.Thread):
+    """Samples the proportional set size of a process and all its descendants: memory that they share counts once."""
+
+    def __init__(self, pid: int, interval: float = 0.25) -> None:
+        super().__init__(daemon=True)
+        self.root = psutil.Process(pid)
+        self.interval = interval
+        self.peak = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(self.interval):
+            self.peak = max(self.peak, self._sample())
+
+    def stop(self) -> float:
+        """End sampling and give the peak in MiB."""
+        self._ended.set()
+        self.join()
+        return self.peak / MIB
+
+    def _sample(self) -> int:
+        total = 0
+        try:
+            processes = [self.root, *self.root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return 0
+        for process in processes:
+            try:
+                info = process.memory_full_info()
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            total += getattr(info, "pss", info.uss)  # only Linux has the proportional size
+        return total
+
+
+def run(contestants: Sequence[Contestant], mode: str, setup: Setup, timeout: float = 900.0) -> dict[str, Any]:
+    """Run `mode` ("check" or "time") for one or more contestants in a fresh process.
+
+    Returns:
+        What the process measured for each, and the peak memory of its process tree.
+
+    Raises:
+        ContestantFailed: it ended with an error, or not within `timeout` seconds.
+    """
+    names = [contestant.name for contestant in contestants]
+    request = json.dumps({"contestants": names, "mode": mode, "setup": setup.to_json()})
+    with tempfile.TemporaryDirectory(prefix="patchqueue-benchmark-") as folder:
+        result, log = Path(folder, "result.json"), Path(folder, "stderr.txt")
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.benchmarks.measure", str(result)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,  # so that its workers can be ended with it
+                text=True,
+            )
+            memory = PeakMemory(process.pid)
+            memory.start()
+            try:
+                process.communicate(request, timeout=timeout)
+            except subprocess.TimeoutExpired as error:
+                raise ContestantFailed(f"{', '.join(names)} ({mode}) ran for more than {timeout:.0f} s") from error
+            finally:
+                peak = memory.stop()
+                _end_group(process)
+        if process.returncode != 0 or not result.exists():
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-60:])
+            raise ContestantFailed(f"{', '.join(names)} ({mode}) ended with status {process.returncode}:\n{tail}")
+        measured = json.loads(result.read_text())
+    return {"measured": measured, "peak_pss_mib": peak}
+
+
+def check_all(contestants: Sequence[Contestant], setup: Setup) -> dict[str, dict[str, Any]]:
+    """Compare what each contestant delivers with the stock pipeline, all in one process."""
+    with tqdm(total=1, desc="checking what is delivered", leave=False) as progress:
+        checks: dict[str, dict[str, Any]] = run(contestants, "check", setup)["measured"]
+        progress.update()
+    return checks
+
+
+def time_all(contestants: Sequence[Contestant], setup: Setup, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """Time A B C, A B C, …: a drift of the machine meets all of them alike."""
+    runs: dict[str, list[dict[str, Any]]] = {contestant.name: [] for contestant in contestants}
+    rounds = [contestant for _ in range(repeats) for contestant in contestants]
+    progress = tqdm(rounds, desc="timing", unit="run", leave=False)
+    for contestant in progress:
+        progress.set_postfix_str(contestant.name)
+        result = run([contestant], "time", setup)
+        figures = {**result["measured"][contestant.name], "peak_pss_mib": result["peak_pss_mib"]}
+        runs[contestant.name].append(figures)
+    return runs
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End whatever the contestant left behind, itself included."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

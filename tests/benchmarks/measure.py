@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs in a contestant's process: ``python -m tests.benchmarks.measure RESULT``, with the request on stdin."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from .contestants import CONTESTANTS, Contestant
+from .setup import Setup
+
+
+def read_voxels(batch: Mapping[str, Any]) -> int:
+    """Read each voxel once in this thread, as a copy to a device would, and give the number of patches."""
+    for key in ("image", "label"):
+        batch[key].as_subclass(torch.Tensor).numpy().sum()
+    return len(batch["image"])
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, its living descendants and those that have ended."""
+    total = 0.0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def all_cpu_seconds() -> float:
+    """Processor time of everything on this machine."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
+def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> dict[str, Any]:
+    """Run one epoch that doesn't count and `setup.epochs` that do.
+
+    A wait lasts from when the consumer is ready until it holds a batch; the end of an epoch and the start of the next
+    are part of it. A batch of twice `batch_size` patches is two steps: one wait, a wait of nothing, two sleeps.
+    """
+    waits: list[float] = []
+    patches, started, cpu_started, all_cpu_started = 0, 0.0, 0.0, 0.0
+    first_wait = None
+    ready = time.perf_counter()
+    for epoch in range(setup.epochs + 1):
+        if epoch == 1:
+            waits, patches = [], 0
+            cpu_started, all_cpu_started = cpu_seconds(), all_cpu_seconds()
+            started = ready = time.perf_counter()
+        for batch in loader:
+            waits.append(time.perf_counter() - ready)
+            first_wait = waits[0] if first_wait is None else first_wait
+            count = read_voxels(batch)
+            patches += count
+            steps = -(-count // setup.batch_size)
+            waits.extend([0.0] * (steps - 1))
+            del batch  # a training loop's batch is gone when it asks for the next
+            if sleep:
+                time.sleep(sleep * steps)
+            ready = time.perf_counter()
+    wall = time.perf_counter() - started
+    cpu = cpu_seconds() - cpu_started
+    others = max(0.0, all_cpu_seconds() - all_cpu_started - cpu) / wall
+    expected = setup.epochs * setup.patches_per_epoch
+    if patches != expected:
+        raise RuntimeError(f"{patches} patches in {setup.epochs} epochs, {expected} expected")
+    milliseconds = 1000 * np.array(waits)
+    return {
+        "first_wait_s": first_wait,
+        "wall_s": wall,
+        "patches_per_s": patches / wall,
+        "cpu_ms_per_patch": 1000 * cpu / patches,
+        "others_cores": others,
+        "stalled": float(np.sum(waits)) / wall,
+        "wait_p50_ms": float(np.percentile(milliseconds, 50)),
+        "wait_p99_ms": float(np.percentile(milliseconds, 99)),
+        "wait_max_ms": float(milliseconds.max()),
+    }
+
+
+def time_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
+    """Free-running epochs, then epochs with a consumer that sleeps."""
+    before = time.perf_counter()
+    loader = contestant.build(setup)
+    built = time.perf_counter() - before
+    free = consume(loader, setup, sleep=0.0)
+    paced = consume(loader, setup, sleep=setup.sleep)
+    return {"first_batch_s": built + free["first_wait_s"], "free": free, "paced": paced}
+
+
+def check_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
+    """Compare an epoch's patches with the stock pipeline's; a limit has none."""
+    if contestant.layout is None:
+        return {}
+    from . import check
+
+    unpack = {"monai": check.unpack_monai, "torchio": check.unpack_torchio}[contestant.layout]
+    try:
+        return check.check_delivery(contestant.build(setup), unpack, setup)
+    except AssertionError as error:
+        raise AssertionError(f"{contestant.title} doesn't deliver what the stock pipeline does: {error}") from error
+
+
+MODES = {"time": time_contestant, "check": check_contestant}
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    function, setup = MODES[request["mode"]], Setup.from_json(request["setup"])
+    results = {name: function(CONTESTANTS[name], setup) for name in request["contestants"]}
+    Path(sys.argv[1]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one benchmark runs on: sizes, counts and files, the same for every contestant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+NUM_CLASSES = 4
+CLASS_PROBABILITIES = {1: 1.0, 2: 1.0, 3: 1.0}  # background (0) is never a center
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a contestant has to know. Goes to its process as JSON.
+
+    Args:
+        items: one ``{"image": path, "label": path}`` per volume.
+        patch_size: edge of the cubic patches in voxels.
+        samples_per_volume: patches of each volume in an epoch.
+        queue_length: patches in the queue, for contestants that have one.
+        batch_size: patches in a step of the consumer.
+        num_workers: processes (threads, for loaders with threads) that prepare volumes.
+        epochs: measured epochs; one more is run before them and not counted.
+        sleep: seconds that the second consumer sleeps after each step.
+        seed: for contestants that take one.
+    """
+
+    items: Sequence[dict[str, str]]
+    patch_size: int = 64
+    samples_per_volume: int = 8
+    queue_length: int = 48
+    batch_size: int = 4
+    num_workers: int = 2
+    epochs: int = 4
+    sleep: float = 0.05
+    seed: int = 0
+
+    @property
+    def patches_per_epoch(self) -> int:
+        return len(self.items) * self.samples_per_volume
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Setup:
+        values: dict[str, Any] = json.loads(text)
+        return cls(**values)
