@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all array transforms share: arguments, cutting, metadata, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import BorderPad, InvertibleTransform, LazyTransform, SpatialCrop
+from monai.transforms.traits import MultiSampleTrait
+from monai.utils import TraceKeys, TransformBackends
+
+from ..sampling import PatchGeometry
+from ._arguments import Count, as_int, check_border, check_count, check_size
+from ._meta import PatchMeta, cut_lazily
+from ._padding import Fill
+from ._volumes import cut, fitting_geometry, up_to_date
+
+
+class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
+    """Cuts patches of one size out of a volume at given starts."""
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+
+    def __init__(self, spatial_size: Sequence[int] | int, border: str, padding_mode: Any, lazy: bool) -> None:
+        LazyTransform.__init__(self, lazy)
+        self.spatial_size = check_size(spatial_size)
+        self.border = check_border(border)
+        self.padding_mode = padding_mode
+        self._fill = Fill.of(padding_mode)
+
+    def geometry(self, volume: Any, where: str, may_pad: bool | None = None, lazy: bool = False) -> PatchGeometry:
+        """The legal patches of a volume; see :func:`fitting_geometry` for what it raises."""
+        if may_pad is None:
+            may_pad = self._fill is not None or self.border == "pad"
+        return fitting_geometry(volume, where, self.spatial_size, self.border, may_pad, lazy)
+
+    def cut(
+        self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, lazy: bool = False, fill: Fill | None = None
+    ) -> list[Any]:
+        """Patches of a volume at starts.
+
+        Args:
+            volume: channel-first, of the geometry's spatial shape.
+            starts: integers of shape [n, axes].
+            geometry: sizes of the volume and the patches.
+            lazy: leave the crop pending on a MetaTensor; patches that overhang are cut all the same.
+            fill: what lies outside the volume, by default what ``padding_mode`` says.
+        """
+        rows: list[list[int]] = starts.tolist()
+        tracked = get_track_meta() and isinstance(getattr(volume, "meta", None), dict)
+        if tracked:
+            note = PatchMeta(up := volume if lazy else up_to_date(volume), starts, geometry, self.get_transform_info())
+            if lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(starts):
+                pending = [cut_lazily(volume, row, geometry, self.get_transform_info()) for row in rows]
+                for i, patch in enumerate(pending):
+                    note.note(i, patch.meta)
+                return pending
+            volume = up
+        if isinstance(volume, torch.Tensor):
+            volume = volume.as_subclass(torch.Tensor)
+        fill = fill or self._fill or Fill()
+        patches = [cut(volume, row, geometry, fill) for row in rows]
+        return [note.wrap(i, patch) for i, patch in enumerate(patches)] if tracked else patches
+
+    def inverse(self, patch: MetaTensor) -> MetaTensor:
+        """Put a patch back: a volume of the original shape, zero around the patch.
+
+        Raises:
+            ValueError: if the patch does not come from this class of transform.
+        """
+        operations = patch.applied_operations
+        name = type(self).__name__
+        # By class, not by id as MONAI has it: workers hold copies of the transform.
+        found = [i for i, operation in enumerate(operations) if operation.get(TraceKeys.CLASS_NAME) == name]
+        if not found:
+            raise ValueError(f"the patch was not cut by {name}; its applied operations name no such transform")
+        extra = operations.pop(found[-1])[TraceKeys.EXTRA_INFO]
+        padded = extra.get("padded", [0] * len(extra["cropped"]))
+        shape = patch.shape[1:]
+        crop = SpatialCrop(
+            roi_start=padded[::2], roi_end=[n - after for n, after in zip(shape, padded[1::2], strict=True)]
+        )
+        pad = BorderPad(extra["cropped"])
+        with crop.trace_transform(False), pad.trace_transform(False):
+            return pad(crop(patch))  # type: ignore[return-value]
+
+
+class CountedPatchTransform(PatchTransform):
+    """A patch transform that is told how many patches to take."""
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int] | int,
+        num_samples: Count,
+        border: str,
+        padding_mode: Any,
+        lazy: bool,
+    ) -> None:
+        super().__init__(spatial_size, border, padding_mode, lazy)
+        self.num_samples = check_count(num_samples, key_allowed=False)
+
+    def count(self, img: Any) -> int:
+        """Number of patches to take of a volume."""
+        return resolve_count(self.num_samples, img, "num_samples(img)")
+
+
+def resolve_count(num_samples: Any, argument: Any, where: str) -> int:
+    """``num_samples`` as int, calling it where it is callable."""
+    value = num_samples(argument) if callable(num_samples) else num_samples
+    count = as_int(value)
+    if count is None or count < 0:
+        raise ValueError(f"{where}: the number of patches must be an int of 0 or more, got {value!r}")
+    return count

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all dictionary transforms share: the item's keys, its count, and the patches' dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import InvertibleTransform, LazyTransform, MapTransform
+from monai.transforms.traits import MultiSampleTrait
+
+from ..sampling import PatchGeometry
+from ._arguments import Count, check_count
+from ._base import PatchTransform, resolve_count
+from ._meta import PATCH_LOCATION, locations
+from ._padding import Fill
+from ._reuse import ReusableIndex
+from ._volumes import describe, is_volume, spatial_shape
+
+Item = Mapping[Hashable, Any]
+
+
+class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSampleTrait):
+    """Cuts patches at the same places out of several volumes of an item.
+
+    Args:
+        keys: volumes to cut.
+        cropper: the array transform.
+        allow_missing_keys: leave out keys that an item lacks.
+        padding_mode: one for all keys or one per key.
+    """
+
+    backend = PatchTransform.backend
+
+    def __init__(
+        self, keys: KeysCollection, cropper: PatchTransform, padding_mode: Any, allow_missing_keys: bool, lazy: bool
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        LazyTransform.__init__(self, lazy)
+        self.cropper = cropper
+        self.padding_mode = padding_mode
+        modes = padding_mode if isinstance(padding_mode, list | tuple) else [padding_mode] * len(self.keys)
+        if len(modes) != len(self.keys):
+            raise ValueError(f"padding_mode has {len(modes)} entries for {len(self.keys)} keys: {padding_mode!r}")
+        self._fills = dict(zip(self.keys, map(Fill.of, modes), strict=True))
+
+    @LazyTransform.lazy.setter  # type: ignore[attr-defined, untyped-decorator]
+    def lazy(self, value: bool) -> None:
+        self._lazy = value
+        self.cropper.lazy = value
+
+    def _present(self, data: Item) -> list[Hashable]:
+        missing = [key for key in self.keys if key not in data]
+        if (missing and not self.allow_missing_keys) or len(missing) == len(self.keys):
+            raise KeyError(
+                f"{describe(item=data)}: {type(self).__name__} finds no key {missing[0]!r} in an item that has "
+                f"{list(data)}; name other keys"
+                + ("" if self.allow_missing_keys else " or give allow_missing_keys=True")
+            )
+        return [key for key in self.keys if key in data]
+
+    def _guide(self, data: Item, key: Hashable) -> Any:
+        """The weight map or label; None where the item lacks it and may."""
+        if key not in data and not self.allow_missing_keys:
+            raise KeyError(
+                f"{describe(item=data)}: {type(self).__name__} finds no key {key!r} in an item that has {list(data)}"
+            )
+        return data.get(key)
+
+    def _geometry(self, data: Item, lazy: bool) -> PatchGeometry:
+        """The legal patches of the item's volumes, which must be of one shape."""
+        geometries: dict[Hashable, PatchGeometry] = {}
+        for key in self._present(data):
+            may_pad = self._fills[key] is not None or self.cropper.border == "pad"
+            geometries[key] = self.cropper.geometry(data[key], describe(data[key], key, data), may_pad, lazy)
+        first, *others = geometries
+        for key in others:
+            if geometries[key].shape != geometries[first].shape:
+                raise ValueError(
+                    f"{describe(data[key], key, data)}: spatial shape {list(geometries[key].shape)} differs from that of "
+                    f"key {first!r}, {list(geometries[first].shape)}; bring all keys onto one grid first (Spacingd, "
+                    "ResampleToMatchd), or cut them by separate transforms"
+                )
+        return geometries[first]
+
+    def _patches(
+        self, data: Item, starts: np.ndarray, geometry: PatchGeometry, lazy: bool
+    ) -> list[dict[Hashable, Any]]:
+        """Dictionaries of the patches; what is not cut is shared between them."""
+        keys = self._present(data)
+        shared = {key: value for key, value in data.items() if key in keys or not self._dropped(value, geometry)}
+        patches = [dict(shared) for _ in range(len(starts))]
+        for key in keys:
+            for patch, cropped in zip(
+                patches, self.cropper.cut(data[key], starts, geometry, lazy, self._fills[key]), strict=True
+            ):
+                patch[key] = cropped
+        if not get_track_meta() or not all(isinstance(patch[key], MetaTensor) for patch in patches[:1] for key in keys):
+            for patch, location in zip(patches, locations(starts, geometry), strict=True):
+                patch[PATCH_LOCATION] = location
+        return patches
+
+    def _dropped(self, value: Any, geometry: PatchGeometry) -> bool:
+        """Whether a value under an unlisted key is left out of the patches: whole volumes and their indices."""
+        if isinstance(value, ReusableIndex):
+            return True
+        if not is_volume(value):
+            return False
+        return spatial_shape(value) == geometry.shape or tuple(value.shape) == geometry.shape
+
+    def inverse(self, data: Item) -> dict[Hashable, Any]:
+        """Put the patches of an item back: volumes of the original shape, zero around the patch."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.cropper.inverse(d[key])
+        return d
+
+
+class CountedPatchTransformd(PatchTransformd):
+    """A dictionary transform that is told how many patches to take.
+
+    Args:
+        num_samples: an int, the name of a key with an item's own number, or a callable that is given the item.
+        default_num_samples: for items that lack that key.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        cropper: PatchTransform,
+        num_samples: Count,
+        default_num_samples: int,
+        padding_mode: Any,
+        allow_missing_keys: bool,
+        lazy: bool,
+    ) -> None:
+        super().__init__(keys, cropper, padding_mode, allow_missing_keys, lazy)
+        self.num_samples = check_count(num_samples, key_allowed=True)
+        if isinstance(default_num_samples, str) or callable(default_num_samples):
+            raise TypeError(f"default_num_samples must be an int, got {default_num_samples!r}")
+        self.default_num_samples = check_count(default_num_samples, key_allowed=False)
+
+    def count(self, data: Item) -> int:
+        """Number of patches to take of an item."""
+        if isinstance(self.num_samples, str):
+            value = data.get(self.num_samples, self.default_num_samples)
+            return resolve_count(value, data, f"{describe(item=data)}, key {self.num_samples!r}")
+        return resolve_count(self.num_samples, data, f"{describe(item=data)}, num_samples(item)")

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metadata of patches: what all patches of a volume share is computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms.croppad.functional import crop_func
+from monai.utils import ImageMetaKey, MetaKeys, TraceKeys
+
+from ..sampling import PatchGeometry
+
+PATCH_INDEX = str(ImageMetaKey.PATCH_INDEX)
+CROP_CENTER = "crop_center"
+PATCH_LOCATION = "patch_location"
+Location = tuple[tuple[int, int], ...]
+
+
+def locations(starts: np.ndarray, geometry: PatchGeometry) -> list[Location]:
+    """Start and stop per axis of each patch, counted from the unpadded volume."""
+    return [tuple((a, a + s) for a, s in zip(row, geometry.size, strict=True)) for row in starts.tolist()]
+
+
+class PatchMeta:
+    """Makes MetaTensors of the patches of one volume.
+
+    Args:
+        volume: has ``meta``, a mapping, and may have MetaTensor's other attributes.
+        starts: integers of shape [n, axes].
+        geometry: the volume's and the patches' size.
+        info: the transform's entry for the trace of applied operations.
+    """
+
+    def __init__(self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, info: dict[Any, Any]) -> None:
+        self._geometry, self._info = geometry, info
+        self._starts: list[list[int]] = starts.tolist()
+        self._centers: list[list[int]] = (starts + geometry.half).tolist()
+        self._locations = locations(starts, geometry)
+        self._attributes = dict(volume.__dict__) if isinstance(volume, MetaTensor) else _fresh_attributes(volume)
+        self._meta = dict(volume.meta)
+        self._operations = list(getattr(volume, "applied_operations", ()))
+        affine = np.asarray(self._meta.get(MetaKeys.AFFINE, np.eye(4)), dtype=np.float64)
+        axes = min(affine.shape[-1] - 1, starts.shape[1])
+        self._affines = np.repeat(affine[None], len(starts), axis=0)
+        self._affines[:, :, -1] += starts[:, :axes] @ affine[:, :axes].T
+
+    def wrap(self, i: int, patch: Any) -> MetaTensor:
+        """Patch ``i`` as MetaTensor."""
+        wrapped: MetaTensor = torch.as_tensor(patch).as_subclass(MetaTensor)
+        meta = dict(self._meta)
+        meta[MetaKeys.AFFINE] = torch.tensor(self._affines[i])
+        self.note(i, meta)
+        wrapped.__dict__.update(self._attributes)
+        wrapped._meta = meta
+        wrapped._pending_operations = []
+        wrapped._applied_operations = (
+            [*self._operations, self._trace(i)] if self._info[TraceKeys.TRACING] else [*self._operations]
+        )
+        return wrapped
+
+    def note(self, i: int, meta: dict[Any, Any]) -> None:
+        """Say in ``meta`` which patch it is and where it comes from."""
+        meta[PATCH_INDEX] = i
+        meta[CROP_CENTER] = tuple(self._centers[i])
+        meta[PATCH_LOCATION] = self._locations[i]
+
+    def _trace(self, i: int) -> dict[Any, Any]:
+        cropped, padded = [], []
+        for a, s, n in zip(self._starts[i], self._geometry.size, self._geometry.shape, strict=True):
+            cropped += [max(a, 0), max(n - a - s, 0)]
+            padded += [max(-a, 0), max(a + s - n, 0)]
+        extra = {"cropped": cropped, "padded": padded} if any(padded) else {"cropped": cropped}
+        return {
+            **self._info,
+            TraceKeys.ORIG_SIZE: self._geometry.shape,
+            TraceKeys.LAZY: False,
+            TraceKeys.EXTRA_INFO: extra,
+        }
+
+
+def _fresh_attributes(volume: Any) -> dict[str, Any]:
+    return dict(MetaTensor(torch.zeros((1,) * len(volume.shape)), meta=dict(volume.meta)).__dict__)
+
+
+def cut_lazily(volume: MetaTensor, start: list[int], geometry: PatchGeometry, info: dict[Any, Any]) -> MetaTensor:
+    """The whole volume with the crop as a pending operation, as MONAI's lazy crops give it."""
+    slices = (slice(None), *(slice(a, a + s) for a, s in zip(start, geometry.size, strict=True)))
+    return crop_func(volume, slices, True, dict(info))  # type: ignore[return-value]

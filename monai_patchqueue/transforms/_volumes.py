@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes as the transforms meet them: arrays, tensors, MetaTensors and lazily read ones; named, brought up to date, cut."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms.lazy.functional import apply_pending
+from monai.utils import ImageMetaKey, PostFix
+
+from ..sampling import PatchGeometry, as_array, resolve_size
+from ._padding import Fill, read_padded
+
+
+def describe(volume: Any = None, key: Hashable = None, item: Mapping[Hashable, Any] | None = None) -> str:
+    """Names a volume for an error message: its file and its key."""
+    others = list(item.values()) if item is not None else []
+    metas = [getattr(v, "meta", None) for v in (volume, *others)]
+    if item is not None:
+        metas += [v for k, v in item.items() if isinstance(k, str) and k.endswith(PostFix.meta(""))]
+    files = (m.get(ImageMetaKey.FILENAME_OR_OBJ) for m in metas if isinstance(m, Mapping))
+    file = next((f for f in files if f is not None and str(f)), None)
+    name = "volume without a file name" if file is None else f"volume {str(file)!r}"
+    return name if key is None else f"{name}, key {key!r}"
+
+
+def is_volume(value: Any) -> bool:
+    """Whether a value can be cut: it has a shape with a channel and at least one spatial axis, and can be indexed."""
+    return hasattr(value, "shape") and hasattr(value, "__getitem__") and len(value.shape) >= 2
+
+
+def spatial_shape(volume: Any, pending: bool = False) -> tuple[int, ...]:
+    """Spatial shape of a channel-first volume; with ``pending`` as it will be after its pending operations."""
+    if pending and isinstance(volume, MetaTensor) and volume.pending_operations:
+        return tuple(int(n) for n in volume.peek_pending_shape())
+    return tuple(int(n) for n in volume.shape[1:])
+
+
+def up_to_date(volume: Any) -> Any:
+    """The volume after its pending operations; the argument keeps its own."""
+    if not isinstance(volume, MetaTensor) or not volume.pending_operations:
+        return volume
+    pending = list(volume.pending_operations)
+    unburdened = volume.as_tensor().as_subclass(MetaTensor)
+    unburdened.copy_meta_from(volume)
+    unburdened.clear_pending_operations()
+    return apply_pending(unburdened, pending=pending)[0]
+
+
+def fitting_geometry(
+    volume: Any, where: str, spatial_size: int | tuple[int, ...], border: str, may_pad: bool, pending: bool
+) -> PatchGeometry:
+    """The legal patches of a volume.
+
+    Raises:
+        TypeError: if the volume is none.
+        ValueError: if it has another number of axes than the patch, or is smaller and may not be padded.
+    """
+    if not is_volume(volume):
+        raise TypeError(
+            f"{where}: expected a channel-first array or tensor, got {type(volume).__name__}"
+            + (f" of shape {list(volume.shape)}" if hasattr(volume, "shape") else "")
+            + "; load it (LoadImaged) and add a channel (EnsureChannelFirstd) before patches are taken"
+        )
+    shape = spatial_shape(volume, pending)
+    try:
+        size = resolve_size(spatial_size, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: {error}; volumes are channel-first, add a missing channel with EnsureChannelFirstd"
+        ) from None
+    if 0 in shape:
+        raise ValueError(f"{where}: the volume is empty, its spatial shape is {list(shape)}")
+    geometry = PatchGeometry(shape, size, border)
+    if not geometry.fits and not may_pad:
+        raise ValueError(
+            f"{where}: spatial shape {list(shape)} is smaller than the patch {list(size)}; give padding_mode "
+            "(for example 'constant') to pad it just enough, choose a smaller spatial_size (-1 takes a whole axis), or "
+            "put SpatialPadd before"
+        )
+    return geometry
+
+
+REMEDY = 'check the data, let every voxel be drawn (border="clamp" or "pad"), or take such patches anywhere (on_empty="uniform")'
+
+
+def no_center(lacking: str, geometry: PatchGeometry) -> str:
+    """Says that there is nothing to draw from."""
+    box = " x ".join(f"{a}...{b - 1}" for a, b in geometry.box)
+    return (
+        f"{lacking} among the legal centers {box} (border={geometry.border!r}, spatial shape {list(geometry.shape)}, "
+        f"patch {list(geometry.size)})"
+    )
+
+
+def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray:
+    """A weight map or label as array, after a check that it is for this volume.
+
+    Raises:
+        TypeError: if it is no channel-first array.
+        ValueError: if it has another spatial shape than the volume.
+    """
+    if not is_volume(guide):
+        raise TypeError(f"{where}: expected a channel-first array or tensor, got {type(guide).__name__}")
+    guide = up_to_date(guide)
+    if spatial_shape(guide) != geometry.shape:
+        raise ValueError(
+            f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it must "
+            "be channel-first ([channels, *spatial]) and go through the same spatial transforms"
+        )
+    return as_array(guide)
+
+
+def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill) -> Any:
+    """A copy of one patch, in the volume's order of axes in memory, that shares no memory with the volume.
+
+    Args:
+        volume: channel-first; not a MetaTensor.
+        start: the patch's start in the volume, one int per spatial axis.
+        geometry: the volume's and the patch's size.
+        fill: what lies outside the volume.
+    """
+    size, shape = geometry.size, geometry.shape
+    if all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)):
+        return _own(_read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))))
+    return _own(read_padded(lambda index: _read(volume, index), shape, start, size, fill))
+
+
+def _read(volume: Any, index: tuple[slice, ...]) -> Any:
+    part = volume[(slice(None), *index)]
+    return part if isinstance(part, torch.Tensor) else np.asarray(part)
+
+
+def _own(patch: Any) -> Any:
+    if isinstance(patch, torch.Tensor):
+        return patch.clone()
+    return patch if patch.base is None and type(patch) is np.ndarray else np.array(patch, order="K", subok=False)
