@@ -59,11 +59,13 @@ class AxisOrder:
 
     @classmethod
     def of(cls, array: np.ndarray) -> AxisOrder:
+        """The order in which an array's axes lie in memory."""
         return cls(tuple(sorted(range(array.ndim), key=lambda axis: (-abs(array.strides[axis]), axis))))
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """The array with its axes in memory order."""
-        return array.transpose(self.axes)
+        ordered: np.ndarray = array.transpose(self.axes)
+        return ordered
 
     def box(self, box: Box) -> Box:
         """A box with its axes in memory order."""

@@ -100,7 +100,8 @@ class RunRegion:
         number = self._class_before[which] + rng.randint(0, self.counts[which], dtype=np.int64)
         run = np.searchsorted(self._before, number, side="right") - 1
         rank = self._ranks[run] + (number - self._before[run])
-        return np.stack(np.unravel_index(rank, self._size), axis=1) + self._first
+        voxels: np.ndarray = np.stack(np.unravel_index(rank, self._size), axis=1) + self._first
+        return voxels
 
 
 def _ranks(positions: np.ndarray, shape: tuple[int, ...], box: Box) -> np.ndarray:
@@ -149,7 +150,8 @@ class RowRegion:
             index = tuple(int(v) + a for v, (a, _) in zip(voxels[i, :-1], self._box[:-1], strict=True))
             members = np.flatnonzero(read((*index, slice(*self._box[-1]))) == self.classes[which[i]])
             voxels[i, -1] = members[number - before[row]]
-        return voxels + np.array([a for a, _ in self._box], dtype=np.int64)
+        voxels += np.array([a for a, _ in self._box], dtype=np.int64)
+        return voxels
 
     def _counts_before(self, which: int, read: Read) -> np.ndarray:
         """Voxels of the class before each row of the box; kept for the classes drawn of late."""

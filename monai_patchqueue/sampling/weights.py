@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawing voxels in proportion to a weight map, without a cumulative sum over the volume.
 
-A cumulative sum in float32 saturates at 2**24 and one in float64 needs eight bytes a voxel. Here only row sums are kept:
-a row is drawn by its sum, then a voxel by the cumulative sum of that row alone.
+A cumulative sum in float32 saturates at 2**24 and one in float64 needs eight bytes a voxel. Here only row sums are
+kept: a row is drawn by its sum, then a voxel by the cumulative sum of that row alone.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ class WeightIndex:
         self._checked = False
         self._regions: dict[Box, np.ndarray] = {}
 
-    def total(self, weights: np.ndarray, box: Box) -> float:
-        """Sum of the weights in ``box``."""
-        cumulative = self._cumulative(weights, box)
-        return float(cumulative[-1]) if cumulative.size else 0.0
+    def prepare(self, weights: np.ndarray) -> None:
+        """Check the map now, and sum its rows for boxes that cover the volume."""
+        self._cumulative(weights, tuple((0, n) for n in self.shape))
 
     def draw(self, weights: np.ndarray, box: Box, n: int, rng: np.random.RandomState) -> np.ndarray | None:
         """Draw ``n`` voxels of ``box`` in proportion to their weights; a weight of zero is never drawn.
@@ -72,7 +71,8 @@ class WeightIndex:
         voxels = np.empty((n, len(bounds)), dtype=np.int64)
         for i, where in enumerate(rng.random_sample(n)):
             part = parts[picked[i] % len(parts)]
-            row = region[(*(int(axis[i]) for axis in rows), part)]
+            at = (*(int(axis[i]) for axis in rows), part)
+            row = region[at]
             voxels[i, -1] = part.start + choose(np.cumsum(row, dtype=np.float64), where)
         for axis, index in enumerate(rows):
             voxels[:, axis] = index
@@ -106,7 +106,8 @@ class WeightIndex:
             first, stop = max(piece.start, lead[0]), min(piece.stop, lead[1])
             if first >= stop:
                 continue
-            legal = ordered[(slice(first, stop), *inner)]
+            at = (slice(first, stop), *inner)
+            legal = ordered[at]
             for i, part in enumerate(parts):
                 sums[first - lead[0] : stop - lead[0], ..., i] = _sum_last_axis(legal[..., part])
         self._checked = True
@@ -131,7 +132,7 @@ def _check(weights: np.ndarray) -> None:
     if dtype.kind in "ub" or not weights.size:
         return
     if dtype.kind == "f" and dtype.itemsize in (2, 4, 8) and dtype.isnative:
-        # One integer maximum sees all three: infinity is the largest legal pattern plus one, NaN and the sign lie above.
+        # One integer maximum sees all three: NaN and the sign bit lie above infinity, all legal weights below.
         bits = np.dtype(f"u{dtype.itemsize}")
         if weights.view(bits).max() < np.array(np.inf, dtype=dtype).view(bits):
             return

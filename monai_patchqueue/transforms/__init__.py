@@ -3,9 +3,44 @@
 
 from __future__ import annotations
 
-from .array import *
-from .array import __all__ as _array
-from .dictionary import *
-from .dictionary import __all__ as _dictionary
+from .array import GridPatchSamples, RandLabelPatch, RandUniformPatch, RandWeightedPatch
+from .dictionary import (
+    GridPatchSamplesD,
+    GridPatchSamplesd,
+    GridPatchSamplesDict,
+    RandLabelPatchD,
+    RandLabelPatchd,
+    RandLabelPatchDict,
+    RandUniformPatchD,
+    RandUniformPatchd,
+    RandUniformPatchDict,
+    RandWeightedPatchD,
+    RandWeightedPatchd,
+    RandWeightedPatchDict,
+)
+from .index import LabelIndexD, LabelIndexd, LabelIndexDict, WeightIndexD, WeightIndexd, WeightIndexDict
 
-__all__ = [*_array, *_dictionary]
+__all__ = [
+    "GridPatchSamples",
+    "GridPatchSamplesD",
+    "GridPatchSamplesDict",
+    "GridPatchSamplesd",
+    "LabelIndexD",
+    "LabelIndexDict",
+    "LabelIndexd",
+    "RandLabelPatch",
+    "RandLabelPatchD",
+    "RandLabelPatchDict",
+    "RandLabelPatchd",
+    "RandUniformPatch",
+    "RandUniformPatchD",
+    "RandUniformPatchDict",
+    "RandUniformPatchd",
+    "RandWeightedPatch",
+    "RandWeightedPatchD",
+    "RandWeightedPatchDict",
+    "RandWeightedPatchd",
+    "WeightIndexD",
+    "WeightIndexDict",
+    "WeightIndexd",
+]

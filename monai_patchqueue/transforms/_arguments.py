@@ -13,25 +13,35 @@ import numpy as np
 from ..sampling import BORDERS, LabelRule
 
 Count = int | str | Callable[[Any], int]
-LabelProbabilities = Mapping[Any, float] | Sequence[float] | str | None
+LabelProbabilities = Any  # a mapping, a sequence, "balanced" or None; configs give what they like, so it is checked
+
+
+def is_real(value: Any) -> bool:
+    """A number, of Python's or numpy's types; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_int(value: Any) -> bool:
+    """A number of an integer type."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def as_int(value: Any) -> int | None:
     """A whole number of any type (numpy's, a tensor with one element), else None; True and False are none."""
     if hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)):
         value = value.item()
-    if isinstance(value, Real) and not isinstance(value, bool) and value == value and abs(value) != math.inf:
-        return int(value) if int(value) == value else None
-    return None
+    if not is_real(value) or not math.isfinite(value):
+        return None
+    return int(value) if int(value) == value else None
 
 
 def check_size(spatial_size: Any) -> int | tuple[int, ...]:
     """Patch size: a positive int or -1, or one per axis."""
-    scalar = isinstance(spatial_size, Integral) and not isinstance(spatial_size, bool)
+    scalar = is_int(spatial_size)
     if not scalar and (isinstance(spatial_size, str) or not isinstance(spatial_size, Sequence | np.ndarray)):
         raise TypeError(f"spatial_size must be an int or one int per axis, got {spatial_size!r}")
     sizes = [spatial_size] if scalar else list(spatial_size)
-    if not sizes or any(not isinstance(s, Integral) or isinstance(s, bool) for s in sizes):
+    if not sizes or not all(map(is_int, sizes)):
         raise TypeError(f"spatial_size must be an int or one int per axis, got {spatial_size!r}")
     if any(s < 1 and s != -1 for s in sizes):
         raise ValueError(f"each spatial_size must be at least 1, or -1 for the whole axis, got {spatial_size!r}")
@@ -62,20 +72,23 @@ def check_choice(name: str, value: Any, allowed: Sequence[str]) -> str:
 
 
 def check_border(border: Any) -> str:
+    """``border``: one of :data:`BORDERS`."""
     return check_choice("border", border, BORDERS)
 
 
 def check_overlap(overlap: Any) -> float | tuple[float, ...]:
     """Grid overlap: ints are voxels, floats a fraction below 1; one for all axes or one per axis."""
-    scalar = isinstance(overlap, Real)
-    overlaps = [overlap] if scalar else list(overlap) if isinstance(overlap, Sequence | np.ndarray) else [None]
+    scalar = is_real(overlap)
+    overlaps: list[Any] = [overlap] if scalar else [None]
+    if not scalar and isinstance(overlap, Sequence | np.ndarray):
+        overlaps = list(overlap)
     checked: list[float] = []
     for o in overlaps:
-        if isinstance(o, bool) or not isinstance(o, Real) or isinstance(overlap, str):
+        if not is_real(o):
             raise TypeError(f"overlap must be an int (voxels) or a float (fraction), or one per axis, got {overlap!r}")
-        if o < 0 or not o < math.inf or (not isinstance(o, Integral) and o >= 1):
+        if o < 0 or not o < math.inf or (not is_int(o) and o >= 1):
             raise ValueError(f"overlap must be voxels >= 0 (int) or a fraction of 0.0 to below 1.0, got {overlap!r}")
-        checked.append(int(o) if isinstance(o, Integral) else float(o))
+        checked.append(int(o) if is_int(o) else float(o))
     return checked[0] if scalar else tuple(checked)
 
 
@@ -83,7 +96,7 @@ def check_fraction(fraction: Any) -> float | None:
     """``foreground_fraction``: None or 0 to 1."""
     if fraction is None:
         return None
-    if isinstance(fraction, bool) or not isinstance(fraction, Real):
+    if not is_real(fraction):
         raise TypeError(f"foreground_fraction must be a number from 0 to 1 or None, got {fraction!r}")
     if not 0 <= fraction <= 1:
         raise ValueError(f"foreground_fraction must be from 0 to 1, got {fraction!r}")
@@ -113,7 +126,7 @@ def check_rule(label_probabilities: LabelProbabilities, ignore_label: Any) -> La
     for label, p in pairs:
         if label in classes:
             raise ValueError(f"label_probabilities names class {label} twice: {label_probabilities!r}")
-        if isinstance(p, bool) or not isinstance(p, Real):
+        if not is_real(p):
             raise TypeError(f"the probability of class {label} must be a number, got {p!r}")
         if not 0 <= p < math.inf:
             raise ValueError(f"the probability of class {label} must be finite and not negative, got {p!r}")

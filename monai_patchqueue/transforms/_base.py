@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from monai.utils import TraceKeys, TransformBackends
 
 from ..sampling import PatchGeometry
 from ._arguments import Count, as_int, check_border, check_count, check_size
-from ._meta import PatchMeta, cut_lazily
+from ._meta import PatchMeta
 from ._padding import Fill
 from ._volumes import cut, fitting_geometry, up_to_date
 
@@ -23,7 +23,7 @@ from ._volumes import cut, fitting_geometry, up_to_date
 class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
     """Cuts patches of one size out of a volume at given starts."""
 
-    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+    backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH, TransformBackends.NUMPY]
 
     def __init__(self, spatial_size: Sequence[int] | int, border: str, padding_mode: Any, lazy: bool) -> None:
         LazyTransform.__init__(self, lazy)
@@ -51,20 +51,18 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
             fill: what lies outside the volume, by default what ``padding_mode`` says.
         """
         rows: list[list[int]] = starts.tolist()
-        tracked = get_track_meta() and isinstance(getattr(volume, "meta", None), dict)
-        if tracked:
-            note = PatchMeta(up := volume if lazy else up_to_date(volume), starts, geometry, self.get_transform_info())
-            if lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(starts):
-                pending = [cut_lazily(volume, row, geometry, self.get_transform_info()) for row in rows]
-                for i, patch in enumerate(pending):
-                    note.note(i, patch.meta)
-                return pending
-            volume = up
+        lazy = lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(starts)
+        volume = volume if lazy else up_to_date(volume)
+        meta = None
+        if get_track_meta() and isinstance(getattr(volume, "meta", None), dict):
+            meta = PatchMeta(volume, starts, geometry, self.get_transform_info())
+            if lazy:
+                return [meta.cut_lazily(i, volume) for i in range(len(rows))]
         if isinstance(volume, torch.Tensor):
             volume = volume.as_subclass(torch.Tensor)
         fill = fill or self._fill or Fill()
         patches = [cut(volume, row, geometry, fill) for row in rows]
-        return [note.wrap(i, patch) for i, patch in enumerate(patches)] if tracked else patches
+        return patches if meta is None else [meta.wrap(i, patch) for i, patch in enumerate(patches)]
 
     def inverse(self, patch: MetaTensor) -> MetaTensor:
         """Put a patch back: a volume of the original shape, zero around the patch.
@@ -86,7 +84,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         )
         pad = BorderPad(extra["cropped"])
         with crop.trace_transform(False), pad.trace_transform(False):
-            return pad(crop(patch))  # type: ignore[return-value]
+            return pad(crop(patch))
 
 
 class CountedPatchTransform(PatchTransform):

@@ -47,7 +47,7 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
             raise ValueError(f"padding_mode has {len(modes)} entries for {len(self.keys)} keys: {padding_mode!r}")
         self._fills = dict(zip(self.keys, map(Fill.of, modes), strict=True))
 
-    @LazyTransform.lazy.setter  # type: ignore[attr-defined, untyped-decorator]
+    @LazyTransform.lazy.setter
     def lazy(self, value: bool) -> None:
         self._lazy = value
         self.cropper.lazy = value
@@ -62,13 +62,14 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
             )
         return [key for key in self.keys if key in data]
 
-    def _guide(self, data: Item, key: Hashable) -> Any:
-        """The weight map or label; None where the item lacks it and may."""
+    def _guide(self, data: Item, key: Hashable, index_key: str) -> tuple[Any, Any]:
+        """The weight map or label, and its index if there is one that is valid; None where the item may lack it."""
         if key not in data and not self.allow_missing_keys:
             raise KeyError(
                 f"{describe(item=data)}: {type(self).__name__} finds no key {key!r} in an item that has {list(data)}"
             )
-        return data.get(key)
+        guide, index = data.get(key), data.get(index_key)
+        return guide, index.of(guide) if isinstance(index, ReusableIndex) else None
 
     def _geometry(self, data: Item, lazy: bool) -> PatchGeometry:
         """The legal patches of the item's volumes, which must be of one shape."""
@@ -80,8 +81,8 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
         for key in others:
             if geometries[key].shape != geometries[first].shape:
                 raise ValueError(
-                    f"{describe(data[key], key, data)}: spatial shape {list(geometries[key].shape)} differs from that of "
-                    f"key {first!r}, {list(geometries[first].shape)}; bring all keys onto one grid first (Spacingd, "
+                    f"{describe(data[key], key, data)}: spatial shape {list(geometries[key].shape)} differs from that "
+                    f"of key {first!r}, {list(geometries[first].shape)}; bring all keys onto one grid first (Spacingd, "
                     "ResampleToMatchd), or cut them by separate transforms"
                 )
         return geometries[first]
@@ -139,9 +140,9 @@ class CountedPatchTransformd(PatchTransformd):
     ) -> None:
         super().__init__(keys, cropper, padding_mode, allow_missing_keys, lazy)
         self.num_samples = check_count(num_samples, key_allowed=True)
-        if isinstance(default_num_samples, str) or callable(default_num_samples):
-            raise TypeError(f"default_num_samples must be an int, got {default_num_samples!r}")
         self.default_num_samples = check_count(default_num_samples, key_allowed=False)
+        if callable(default_num_samples):
+            raise TypeError(f"default_num_samples must be an int, got {default_num_samples!r}")
 
     def count(self, data: Item) -> int:
         """Number of patches to take of an item."""

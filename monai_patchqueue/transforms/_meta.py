@@ -52,16 +52,23 @@ class PatchMeta:
         wrapped: MetaTensor = torch.as_tensor(patch).as_subclass(MetaTensor)
         meta = dict(self._meta)
         meta[MetaKeys.AFFINE] = torch.tensor(self._affines[i])
-        self.note(i, meta)
+        self._note(i, meta)
         wrapped.__dict__.update(self._attributes)
         wrapped._meta = meta
         wrapped._pending_operations = []
-        wrapped._applied_operations = (
-            [*self._operations, self._trace(i)] if self._info[TraceKeys.TRACING] else [*self._operations]
-        )
+        wrapped._applied_operations = list(self._operations)
+        if self._info[TraceKeys.TRACING]:
+            wrapped._applied_operations.append(self._trace(i))
         return wrapped
 
-    def note(self, i: int, meta: dict[Any, Any]) -> None:
+    def cut_lazily(self, i: int, volume: MetaTensor) -> MetaTensor:
+        """The whole volume with the crop as a pending operation, as MONAI's lazy crops give it."""
+        slices = (slice(a, a + s) for a, s in zip(self._starts[i], self._geometry.size, strict=True))
+        pending: MetaTensor = crop_func(volume, (slice(None), *slices), True, dict(self._info))
+        self._note(i, pending.meta)
+        return pending
+
+    def _note(self, i: int, meta: dict[Any, Any]) -> None:
         """Say in ``meta`` which patch it is and where it comes from."""
         meta[PATCH_INDEX] = i
         meta[CROP_CENTER] = tuple(self._centers[i])
@@ -83,9 +90,3 @@ class PatchMeta:
 
 def _fresh_attributes(volume: Any) -> dict[str, Any]:
     return dict(MetaTensor(torch.zeros((1,) * len(volume.shape)), meta=dict(volume.meta)).__dict__)
-
-
-def cut_lazily(volume: MetaTensor, start: list[int], geometry: PatchGeometry, info: dict[Any, Any]) -> MetaTensor:
-    """The whole volume with the crop as a pending operation, as MONAI's lazy crops give it."""
-    slices = (slice(None), *(slice(a, a + s) for a, s in zip(start, geometry.size, strict=True)))
-    return crop_func(volume, slices, True, dict(info))  # type: ignore[return-value]

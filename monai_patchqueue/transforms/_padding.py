@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+
+from ._arguments import is_real
 
 NUMPY_ONLY = ("linear_ramp", "maximum", "mean", "median", "minimum", "empty")
 SYNONYMS = {"replicate": "edge", "circular": "wrap"}
@@ -31,8 +32,8 @@ class Fill:
             return None
         if isinstance(padding_mode, Enum):
             padding_mode = padding_mode.value
-        if isinstance(padding_mode, Real) and not isinstance(padding_mode, bool):
-            return cls("constant", float(padding_mode) if not isinstance(padding_mode, int) else padding_mode)
+        if is_real(padding_mode):
+            return cls("constant", padding_mode)
         if not isinstance(padding_mode, str):
             raise TypeError(f"padding_mode must be a mode's name or a number, got {padding_mode!r}")
         if padding_mode not in MODES:
@@ -58,54 +59,44 @@ def read_padded(
     """
     if fill.mode in NUMPY_ONLY:
         return _read_numpy_padded(read, shape, start, size, fill.mode)
-    within, picks = [], []
-    for n, a, s in zip(shape, start, size, strict=True):
-        source = _source(np.arange(a, a + s), n, fill.mode)
-        used = source[source >= 0]
-        low, high = (int(used.min()), int(used.max()) + 1) if used.size else (0, 0)
-        within.append(slice(low, high))
-        picks.append(
-            None if source.size == high - low and (source[0] == low) else source - np.where(source < 0, 0, low)
-        )
-    patch = read(tuple(within))
-    for axis, pick in enumerate(picks, start=1):
-        if pick is not None:
-            patch = _take(patch, axis, pick, fill.value)
+    if fill.mode == "constant":
+        within = tuple(slice(max(a, 0), min(a + s, n)) for n, a, s in zip(shape, start, size, strict=True))
+        return _surround(read(within), [max(-a, 0) for a in start], size, fill.value)
+    sources = [_source(np.arange(a, a + s), n, fill.mode) for n, a, s in zip(shape, start, size, strict=True)]
+    lows = [int(source.min()) for source in sources]
+    patch = read(tuple(slice(low, int(source.max()) + 1) for low, source in zip(lows, sources, strict=True)))
+    for axis, (low, source) in enumerate(zip(lows, sources, strict=True), start=1):
+        if _is_tensor(patch):
+            patch = patch.index_select(axis, torch.as_tensor(source - low, device=patch.device))
+        else:
+            patch = patch.take(source - low, axis=axis)
     return patch
 
 
 def _source(positions: np.ndarray, n: int, mode: str) -> np.ndarray:
-    """The voxel that each position shows; -1 where a constant stands."""
-    if mode == "constant":
-        return np.where((positions >= 0) & (positions < n), positions, -1)
-    if mode == "edge" or n == 1:
-        return np.clip(positions, 0, n - 1)
+    """The voxel that each position shows."""
     if mode == "wrap":
-        return positions % n
-    period = 2 * n if mode == "symmetric" else 2 * n - 2
-    folded = positions % period
-    return np.where(folded < n, folded, (period - 1 if mode == "symmetric" else period) - folded)
-
-
-def _take(patch: Any, axis: int, pick: np.ndarray, value: float) -> Any:
-    """``patch`` with the voxels ``pick`` along ``axis``; a negative one stands for the constant."""
-    known = np.flatnonzero(pick >= 0)
-    shape = list(patch.shape)
-    shape[axis] = pick.size
-    where = (slice(None),) * axis
-    if known.size == pick.size:
-        return (
-            patch.index_select(axis, torch.as_tensor(pick, device=patch.device))
-            if _is_tensor(patch)
-            else patch.take(pick, axis=axis)
-        )
-    if _is_tensor(patch):
-        padded = patch.new_full(shape, value)
+        source: np.ndarray = np.mod(positions, n)
+    elif mode == "edge" or n == 1:
+        source = np.clip(positions, 0, n - 1)
     else:
-        padded = np.full(shape, value, dtype=patch.dtype)
-    if known.size:  # a constant's voxels lie together
-        padded[(*where, slice(int(known[0]), int(known[-1]) + 1))] = patch
-    return padded
+        period, turn = (2 * n, 2 * n - 1) if mode == "symmetric" else (2 * n - 2, 2 * n - 2)
+        folded = np.mod(positions, period)
+        source = np.where(folded < n, folded, turn - folded)
+    return source
+
+
+def _surround(inner: Any, before: Sequence[int], size: Sequence[int], value: float) -> Any:
+    """``inner`` in a patch of ``value``, in the same order of axes in memory."""
+    shape = (inner.shape[0], *size)
+    at = (slice(None), *(slice(b, b + n) for b, n in zip(before, inner.shape[1:], strict=True)))
+    if _is_tensor(inner):
+        order = sorted(range(inner.ndim), key=lambda axis: (-inner.stride(axis), axis))
+        patch = inner.new_full([shape[axis] for axis in order], value).permute(np.argsort(order).tolist())
+    else:
+        patch = np.full_like(inner, value, order="K", shape=shape)
+    patch[at] = inner
+    return patch
 
 
 def _is_tensor(array: Any) -> bool:

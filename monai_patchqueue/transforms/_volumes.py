@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as the transforms meet them: arrays, tensors, MetaTensors and lazily read ones; named, brought up to date, cut."""
+"""Volumes as transforms meet them (arrays, tensors, MetaTensors, lazily read ones): naming, checking, cutting."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ def fitting_geometry(
     return geometry
 
 
-REMEDY = 'check the data, let every voxel be drawn (border="clamp" or "pad"), or take such patches anywhere (on_empty="uniform")'
+REMEDY = (
+    'check the data, let every voxel be drawn (border="clamp" or "pad"), or take such patches anywhere '
+    '(on_empty="uniform")'
+)
 
 
 def no_center(lacking: str, geometry: PatchGeometry) -> str:
@@ -109,8 +112,8 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray:
     guide = up_to_date(guide)
     if spatial_shape(guide) != geometry.shape:
         raise ValueError(
-            f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it must "
-            "be channel-first ([channels, *spatial]) and go through the same spatial transforms"
+            f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it "
+            "must be channel-first ([channels, *spatial]) and go through the same spatial transforms"
         )
     return as_array(guide)
 
@@ -131,7 +134,8 @@ def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill) 
 
 
 def _read(volume: Any, index: tuple[slice, ...]) -> Any:
-    part = volume[(slice(None), *index)]
+    at = (slice(None), *index)
+    part = volume[at]
     return part if isinstance(part, torch.Tensor) else np.asarray(part)
 
 

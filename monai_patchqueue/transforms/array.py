@@ -60,7 +60,7 @@ class RandUniformPatch(Randomizable, CountedPatchTransform):
     ) -> None:
         CountedPatchTransform.__init__(self, spatial_size, num_samples, border, padding_mode, lazy)
 
-    def randomize(self, geometry: PatchGeometry, n: int) -> np.ndarray:  # type: ignore[override]
+    def randomize(self, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         return geometry.starts(geometry.draw_uniform(n, self.R))
 
@@ -116,7 +116,7 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
         CountedPatchTransform.__init__(self, spatial_size, num_samples, border, padding_mode, lazy)
         self.on_empty = check_choice("on_empty", on_empty, ON_EMPTY)
 
-    def randomize(  # type: ignore[override]
+    def randomize(
         self,
         geometry: PatchGeometry,
         n: int,
@@ -134,7 +134,7 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             index: the map's index if there is one already.
 
         Raises:
-            ValueError: if a weight is negative, NaN or infinite, the map's shape is another one, or nothing can be drawn.
+            ValueError: if a weight is negative, NaN or infinite, the map has another shape, or nothing can be drawn.
         """
         if not n:
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
@@ -179,11 +179,11 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         spatial_size: the patch's size, one int for all axes or one per axis; -1 is the whole axis.
         num_samples: how many patches, or a callable that is given the volume.
         label_probabilities: how often each class is drawn, among the classes present at legal centers. A mapping from
-            class (an int, or a string of one as JSON has it) to a probability of any sum, or a sequence indexed by class
-            (MONAI's ``ratios``): a class first, then one of its voxels, uniformly; classes not named are never centers.
-            None: every voxel > 0 equally likely. ``"balanced"``: every class > 0 equally likely. In a label of several
-            channels a class is a channel's index, present where the channel is > 0; None then means any channel > 0 and
-            ``"balanced"`` each channel.
+            class (an int, or a string of one as JSON has it) to a probability of any sum, or a sequence indexed by
+            class (MONAI's ``ratios``): a class first, then one of its voxels, uniformly; classes not named are never
+            centers. None: every voxel > 0 equally likely. ``"balanced"``: every class > 0 equally likely. In a label
+            of several channels a class is a channel's index, present where the channel is > 0; None then means any
+            channel > 0 and ``"balanced"`` each channel.
         foreground_fraction: the share of a volume's patches that is drawn by label; the others are drawn uniformly.
             Exact after rounding; a remainder is drawn. None: all by label.
         ignore_label: a class whose voxels are never centers.
@@ -221,7 +221,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         self.on_empty = check_choice("on_empty", on_empty, ON_EMPTY)
         self._rule = check_rule(label_probabilities, ignore_label)
 
-    def randomize(  # type: ignore[override]
+    def randomize(
         self, geometry: PatchGeometry, n: int, label: Any = None, where: str = "label", index: LabelIndex | None = None
     ) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes].

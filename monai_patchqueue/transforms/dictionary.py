@@ -13,6 +13,7 @@ from monai.transforms import Randomizable
 from ..sampling import PatchGeometry
 from ._arguments import Count, LabelProbabilities
 from ._items import CountedPatchTransformd, Item, PatchTransformd
+from ._reuse import label_index_key, weight_index_key
 from ._volumes import describe
 from .array import GridPatchSamples, RandLabelPatch, RandUniformPatch, RandWeightedPatch
 
@@ -60,12 +61,13 @@ class RandUniformPatchd(Randomizable, CountedPatchTransformd):
             self, keys, cropper, num_samples, default_num_samples, padding_mode, allow_missing_keys, lazy
         )
 
-    def randomize(self, geometry: PatchGeometry, n: int) -> np.ndarray:  # type: ignore[override]
+    def randomize(self, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         self.cropper.R = self.R  # one stream of random numbers, this object's
         return self.cropper.randomize(geometry, n)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
+        """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
         geometry = self._geometry(data, lazy_)
         return self._patches(data, self.randomize(geometry, self.count(data)), geometry, lazy_)
@@ -105,13 +107,14 @@ class RandWeightedPatchd(Randomizable, CountedPatchTransformd):
         """The map's voxels are read, so pending operations are applied before."""
         return True
 
-    def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:  # type: ignore[override]
+    def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         self.cropper.R = self.R  # one stream of random numbers, this object's
-        weights = self._guide(data, self.w_key)
-        return self.cropper.randomize(geometry, n, weights, describe(weights, self.w_key, data))
+        weights, index = self._guide(data, self.w_key, weight_index_key(self.w_key))
+        return self.cropper.randomize(geometry, n, weights, describe(weights, self.w_key, data), index)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
+        """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
         geometry = self._geometry(data, lazy_)
         return self._patches(data, self.randomize(data, geometry, self.count(data)), geometry, lazy_)
@@ -162,13 +165,14 @@ class RandLabelPatchd(Randomizable, CountedPatchTransformd):
         """The label's voxels are read, so pending operations are applied before."""
         return True
 
-    def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:  # type: ignore[override]
+    def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         self.cropper.R = self.R  # one stream of random numbers, this object's
-        label = self._guide(data, self.label_key)
-        return self.cropper.randomize(geometry, n, label, describe(label, self.label_key, data))
+        label, index = self._guide(data, self.label_key, label_index_key(self.label_key))
+        return self.cropper.randomize(geometry, n, label, describe(label, self.label_key, data), index)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
+        """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
         geometry = self._geometry(data, lazy_)
         return self._patches(data, self.randomize(data, geometry, self.count(data)), geometry, lazy_)
@@ -198,6 +202,7 @@ class GridPatchSamplesd(PatchTransformd):
         return self.cropper.count(shape)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
+        """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
         geometry = self._geometry(data, lazy_)
         return self._patches(data, self.cropper.starts(geometry), geometry, lazy_)
