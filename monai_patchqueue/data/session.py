@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands behind a loader: from its arguments to a running queue, epoch after epoch."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..queue.assemble import Assembler
+from ..queue.orders import VolumeOrders
+from ..queue.patch_queue import PatchQueue
+from ..queue.producers import ExecutorProducer, InlineProducer, ProcessProducer, Producer, ThreadProducer
+from ..queue.record import array_specs
+from ..queue.runner import BackgroundRunner, InlineRunner, Runner
+from ..queue.schedule import EpochPlan, Ticket
+from ..queue.slab import SlabHandle, SlabLayout
+from ..queue.stats import QueueStats, Recorder
+from ..queue.worker import PreparedVolume, Preparer, Recipe
+from .options import QueueOptions
+from .sizing import Sizing
+from .volumes import volume_name
+
+__all__ = ["QueueSession"]
+
+
+class QueueSession:
+    """Runs a queue for a loader or a dataset. Workers start with the first epoch, or when told to."""
+
+    def __init__(self, options: QueueOptions) -> None:
+        self.options = options
+        self.epoch = 0
+        self.batches = 0  # handed out in this epoch
+        self.seed = torch.initial_seed() if options.seed is None else options.seed
+        self._sizing = Sizing.of(options)
+        self._orders = VolumeOrders(options.sampler, self.seed, len(options.counts))
+        self._recorder = Recorder()
+        self._runner: Runner | None = None
+        self._plan: EpochPlan | None = None
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._resuming: tuple[tuple[int, ...], int] | None = None
+        self._prepared: tuple[Ticket, PreparedVolume] | None = None
+        self._pid = os.getpid()
+        self._iterators = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return self._sizing.num_batches
+
+    @property
+    def draws(self) -> int:
+        """Draws in an epoch."""
+        return self._sizing.draws
+
+    @property
+    def wished_length(self) -> int:
+        """The queue's length in patches, if memory allows."""
+        return self._sizing.wished_length
+
+    # -- running
+
+    def start(self) -> Runner:
+        """Start the workers, if they are not running."""
+        if self._runner is None:
+            if os.getpid() != self._pid:
+                raise RuntimeError(
+                    "this loader was made in another process (a DataLoader's worker?): it has workers of its own and "
+                    "runs in the process that made it."
+                )
+            options = self.options
+            recipe = Recipe(options.dataset, self.seed, options.patch_transform, options.worker_init_fn)
+            handle = SlabHandle(
+                shared=options.executor is None and options.num_workers > 0 and options.worker_type == "process"
+            )
+            producer = self._producer(recipe, handle)
+            queue = PatchQueue(
+                producer,
+                handle,
+                batch_size=options.batch_size,
+                drop_last=options.drop_last,
+                max_count=self._sizing.max_count,
+                length=self._sizing.queue_length,
+                volume_name=lambda index, dataset=options.dataset: volume_name(dataset, index),  # type: ignore[misc]
+                recorder=self._recorder,
+            )
+            if self._prepared is not None:
+                queue.offer(*self._prepared)
+                self._prepared = None
+            assembler = Assembler(
+                self.seed,
+                item_transform=options.item_transform,
+                batch_transform=options.batch_transform,
+                collate_fn=options.collate_fn,
+                pin_memory=options.pin_memory,
+                device=options.device,
+            )
+            kind = InlineRunner if isinstance(producer, InlineProducer) else BackgroundRunner
+            self._runner = kind(queue, producer, assembler)
+            self._finalizer = weakref.finalize(self, _close, self._runner, handle)
+        return self._runner
+
+    def _producer(self, recipe: Recipe, handle: SlabHandle) -> Producer:
+        options = self.options
+        if options.executor is not None:
+            return ExecutorProducer(recipe, options.executor)
+        if options.num_workers == 0:
+            return InlineProducer(recipe)
+        if options.worker_type == "thread":
+            return ThreadProducer(recipe, options.num_workers, options.volume_timeout)
+        if options.context is None:
+            raise RuntimeError("process workers need a multiprocessing context.")
+        return ProcessProducer(recipe, options.num_workers, options.context, handle, options.volume_timeout)
+
+    def iterate(self) -> Iterator[Any]:
+        """Begin the next epoch; an iterator over its batches. An older iterator ends with an error."""
+        if self.batches:
+            self.epoch, self.batches = self.epoch + 1, 0
+        runner = self.start()
+        if self._resuming is not None:
+            order, batches = self._resuming
+            self._resuming = None
+            self._orders.take(self.epoch)
+        else:
+            order, batches = self._orders.take(self.epoch), 0
+        self._plan = self._make_plan(self.epoch, order)
+        self.batches = batches
+        persistent = self.options.persistent_workers or self.options.executor is not None
+        runner.open(self._plan, self._following if persistent else _nothing, batches)
+        self._iterators += 1
+        return _Batches(self, self._iterators)
+
+    def _following(self) -> EpochPlan | None:
+        return self._make_plan(self.epoch + 1, self._orders.guess(self.epoch + 1))
+
+    def _make_plan(self, epoch: int, order: tuple[int, ...]) -> EpochPlan:
+        options = self.options
+        warmup = None
+        if epoch == 0:
+            warmup = max(1, options.batch_size if options.warmup is None else options.warmup)
+        return EpochPlan(
+            self.seed,
+            epoch,
+            order,
+            tuple(options.counts[list(order)].tolist()),
+            queue_length=self._sizing.wished_length,
+            warmup=warmup,
+            shuffle=options.shuffle_patches,
+            repeats=options.repeats,
+            draws=self._sizing.draws,
+        )
+
+    def next_batch(self, iterator: int) -> Any:
+        """A batch for the ``iterator``-th iterator.
+
+        Raises:
+            RuntimeError: for an iterator that is not the newest.
+        """
+        if iterator != self._iterators:
+            raise RuntimeError(
+                "a newer iterator of this loader has been made: its epoch has begun, and this one's has ended. One "
+                "loader runs one epoch at a time; make a second loader to iterate twice at once."
+            )
+        if os.getpid() != self._pid:
+            raise RuntimeError("this loader runs in the process that made it.")
+        if self._runner is None:
+            raise RuntimeError("the loader was closed during this epoch.")
+        requested = self._recorder.requested()
+        batch = self._runner.next(self.options.timeout)
+        if batch is None:
+            if not self.options.persistent_workers:
+                self.stop()
+            raise StopIteration
+        self.batches += 1
+        self._recorder.delivered(requested, batch.volumes)
+        return batch.content
+
+    def stop(self) -> None:
+        """End workers and give the slab back; the next epoch starts them again."""
+        if self._finalizer is not None:
+            self._finalizer()
+            self._finalizer = None
+        self._runner = None
+
+    # -- memory
+
+    def probe(self) -> SlabLayout:
+        """The slab's layout; where no volume has been prepared yet, the first one is, and used later."""
+        queue = self._runner.queue if self._runner else None
+        if queue is not None and queue.info is not None:
+            return queue.info.slab.layout
+        if self._prepared is None:
+            plan = self._make_plan(self.epoch, self._orders.guess(self.epoch))
+            ticket = next(ticket for ticket in plan.tickets if ticket.count)
+            options = self.options
+            preparer = Preparer(Recipe(options.dataset, self.seed, options.patch_transform), "inline")
+            self._prepared = ticket, preparer(ticket)
+        layout = SlabLayout(1, array_specs(self._prepared[1].patches[0]))
+        return SlabLayout(self._sizing.slots(self._sizing.queue_length(layout.patch_nbytes)), layout.keys)
+
+    def memory_bytes(self) -> int:
+        """Bytes of the slab and of the batches in flight."""
+        layout = self.probe()
+        return layout.nbytes + 3 * self.options.batch_size * layout.patch_nbytes
+
+    # -- statistics and state
+
+    def stats(self) -> QueueStats:
+        """The figures now."""
+        queue = self._runner.queue if self._runner else None
+        info = queue.info if queue else None
+        return self._recorder.stats(
+            epoch=self.epoch,
+            ready=queue.ready_patches if queue else 0,
+            queue_length=queue.queue_length if queue else 0,
+            slab_bytes=info.slab.layout.nbytes if info else 0,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the next epoch."""
+        self.epoch, self.batches = int(epoch), 0
+        self._resuming = None
+
+
+class _Batches:
+    """One epoch's batches."""
+
+    def __init__(self, session: QueueSession, number: int) -> None:
+        self._session = session
+        self._number = number
+        self._over = False
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if self._over:
+            raise StopIteration
+        try:
+            return self._session.next_batch(self._number)
+        except StopIteration:
+            self._over = True
+            raise
+
+    def __len__(self) -> int:
+        return len(self._session)
+
+
+def _nothing() -> None:
+    """No plan for a following epoch."""
+
+
+def _close(runner: Runner, handle: SlabHandle) -> None:
+    runner.close()
+    handle.close()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be known of a dataset's volumes without loading them: records, names, numbers of patches."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from monai.transforms import Compose, GridPatch, GridPatchd, GridSplitd, RandGridPatch, RandGridPatchd
+from monai.transforms.traits import MultiSampleTrait
+from torch.utils.data import ConcatDataset, Dataset, Subset
+
+__all__ = ["count_patches", "volume_name", "volume_record"]
+
+SamplesPerVolume = int | str | Callable[[Any], int]
+
+# Give one item in which a grid's patches are stacked, unlike other multi-sample transforms.
+_STACKING = (GridPatch, GridPatchd, RandGridPatch, RandGridPatchd)
+
+
+def _locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """The dataset that holds a volume's record, and the record's index there."""
+    while True:
+        if isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        elif isinstance(dataset, ConcatDataset):
+            part = bisect_right(dataset.cumulative_sizes, index)
+            index -= dataset.cumulative_sizes[part - 1] if part else 0
+            dataset = dataset.datasets[part]
+        elif isinstance(getattr(dataset, "data", None), Dataset):
+            dataset = dataset.data
+        else:
+            return dataset, index
+
+
+def volume_record(dataset: Any, index: int) -> Any:
+    """A volume's record as it is before any transform; ``None`` where the dataset does not show it."""
+    holder, place = _locate(dataset, index)
+    data = getattr(holder, "data", None)
+    try:
+        return data[place] if data is not None else None
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
+def volume_name(dataset: Any, index: int) -> str:
+    """What to call a volume in a message: its number and, where there is one, its file.
+
+    Example:
+        >>> from monai.data import Dataset
+        >>> volume_name(Dataset([{"image": "case_7.nii.gz"}]), 0)
+        'volume 0 (case_7.nii.gz)'
+    """
+    record = volume_record(dataset, index)
+    values = record.values() if isinstance(record, Mapping) else [record]
+    for value in values:
+        first = value[0] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(first, (str, os.PathLike)):
+            return f"volume {index} ({os.fspath(first)})"
+    return f"volume {index}"
+
+
+def count_patches(dataset: Any, samples_per_volume: SamplesPerVolume | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Number of patches that each volume gives.
+
+    Args:
+        dataset: map-style dataset.
+        samples_per_volume: a number, the name of a key of the volumes' records that holds it (1 where a record lacks it),
+            or a callable from a record to it. ``None`` reads it off the dataset's transforms.
+
+    Raises:
+        ValueError: where that cannot be known, or makes no sense.
+
+    Example:
+        >>> from monai.data import Dataset
+        >>> from monai.transforms import RandSpatialCropSamplesd
+        >>> crop = RandSpatialCropSamplesd("image", roi_size=8, num_samples=4)
+        >>> count_patches(Dataset([{"image": "a.nii"}, {"image": "b.nii"}], crop), None).tolist()
+        [4, 4]
+    """
+    if samples_per_volume is not None:
+        counts = _spread(dataset, samples_per_volume, 1, "samples_per_volume")
+    else:
+        counts = _from_transforms(dataset)
+    if not counts.sum():
+        raise ValueError("no volume gives any patch: there is nothing to train on.")
+    return counts
+
+
+def _spread(dataset: Any, number: SamplesPerVolume, default: int, what: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if isinstance(number, (str, Callable)):  # type: ignore[arg-type]
+        values = [_own_number(dataset, index, number, default, what) for index in range(len(dataset))]
+    else:
+        values = [number] * len(dataset)
+    for index, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            raise ValueError(
+                f"{what}={number!r} gives {value!r} for {volume_name(dataset, index)}; expected a number of patches, 0 or more."
+            )
+    return np.asarray(values, np.int64)
+
+
+def _own_number(dataset: Any, index: int, number: Any, default: int, what: str) -> Any:
+    record = volume_record(dataset, index)
+    if record is None:
+        raise ValueError(
+            f"{what}={number!r} is looked up in a volume's record, but {type(dataset).__name__} has no 'data' to look in. "
+            "Pass a number, or a dataset that keeps its records in 'data' as MONAI's do."
+        )
+    if callable(number):
+        return number(record)
+    return record.get(number, default) if isinstance(record, Mapping) else default
+
+
+def _from_transforms(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if isinstance(dataset, Subset):
+        return _from_transforms(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        return np.concatenate([_from_transforms(part) for part in dataset.datasets])
+    inner = getattr(dataset, "data", None)
+    if not hasattr(dataset, "transform"):
+        raise ValueError(
+            f"{type(dataset).__name__} does not show how many patches a volume gives (it has no 'transform'): pass "
+            "samples_per_volume, 1 if each item is one patch."
+        )
+    samplers = [t for t in _flatten(dataset.transform) if _gives_a_list(t)]
+    if len(samplers) > 1:
+        names = " and ".join(type(t).__name__ for t in samplers)
+        raise ValueError(
+            f"{names} each give several samples, which would nest them: keep one of them in the transforms."
+        )
+    if not samplers:
+        return _from_transforms(inner) if isinstance(inner, Dataset) else np.ones(len(dataset), np.int64)
+    return _from_sampler(dataset, samplers[0])
+
+
+def _flatten(transform: Any) -> Iterator[Any]:
+    if isinstance(transform, Compose):
+        for part in transform.transforms:
+            yield from _flatten(part)
+    else:
+        yield transform
+
+
+def _gives_a_list(transform: Any) -> bool:
+    return isinstance(transform, MultiSampleTrait) and not isinstance(transform, _STACKING)
+
+
+def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    name = type(sampler).__name__
+    if isinstance(sampler, GridSplitd):
+        return np.full(len(dataset), int(np.prod(sampler.splitter.grid)), np.int64)
+    holder = sampler if hasattr(sampler, "num_samples") else getattr(sampler, "cropper", None)
+    number = getattr(holder, "num_samples", None)
+    if number is None:
+        raise ValueError(f"{name} does not show how many patches it gives (no 'num_samples'): pass samples_per_volume.")
+    default = int(getattr(holder, "default_num_samples", 1))
+    return _spread(dataset, number, default, f"{name}.num_samples")

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From drawn slots to the batch that the consumer gets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, list_data_collate
+from monai.data.utils import collate_meta_tensor_fn
+
+from .patch_queue import DrawnPatch
+from .schedule import BATCH, ITEM, seed_sequence
+from .seeding import Reseeder
+from .slab import SlabInfo
+
+__all__ = ["Assembler", "BufferPool"]
+
+
+class BufferPool:
+    """Batch buffers that are used again once nobody refers to them.
+
+    Writing to memory for the first time costs many times what writing to it again does. A buffer's owner is a numpy
+    array that every tensor over it refers to, so its reference count sees views, decollated pieces and autograd graphs.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._buffers: dict[int, list[np.ndarray[Any, Any]]] = {}
+        self._idle_count = self._references_when_idle()
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """``nbytes`` bytes that nothing else refers to."""
+        return torch.from_numpy(self._take(nbytes))
+
+    def _take(self, nbytes: int) -> np.ndarray[Any, Any]:
+        buffers = self._buffers.setdefault(nbytes, [])
+        for index in range(len(buffers)):
+            if self._references(buffers, index) <= self._idle_count:
+                return buffers[index]
+        buffer = np.empty(nbytes, np.uint8)
+        if len(buffers) < self._most:
+            buffers.append(buffer)
+        return buffer
+
+    @staticmethod
+    def _references(buffers: list[np.ndarray[Any, Any]], index: int) -> int:
+        return sys.getrefcount(buffers[index])
+
+    def _references_when_idle(self) -> int:
+        return self._references([np.empty(1, np.uint8)], 0)
+
+
+class Assembler:
+    """Makes batches: one gather per key, metadata as MONAI's collation gives it.
+
+    Args:
+        seed: the run's seed.
+        item_transform: applied to a copy of each drawn patch.
+        batch_transform: applied to the collated batch.
+        collate_fn: called with a list of patches instead of MONAI's ``list_data_collate``.
+        pin_memory: gather into page-locked memory.
+        device: move tensors there, without waiting for the copy.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        item_transform: Callable[[Any], Any] | None = None,
+        batch_transform: Callable[[Any], Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        pin_memory: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        self._seed = seed
+        self._item_transform = item_transform
+        self._batch_transform = batch_transform
+        self._collate_fn = collate_fn
+        self._pin = pin_memory and torch.cuda.is_available()
+        self._device = device
+        self._pool = BufferPool()
+        self._reseed_item = Reseeder(item_transform)
+        self._reseed_batch = Reseeder(batch_transform)
+
+    def __call__(self, info: SlabInfo, patches: Sequence[DrawnPatch], epoch: int, number: int) -> Any:
+        """The ``number``-th batch of ``epoch``. Everything in it is the caller's: nothing refers to the slab."""
+        slots = np.array([patch.slot for patch in patches])
+        arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors}
+        if self._item_transform is None and self._collate_fn is None:
+            batch = _collate(arrays, patches)
+        else:
+            items = [_item(arrays, index, patch) for index, patch in enumerate(patches)]
+            if self._item_transform is not None:
+                items = [self._transform_item(patch, item) for patch, item in zip(patches, items, strict=True)]
+            batch = (self._collate_fn or list_data_collate)(items)
+        if self._device is not None:
+            batch = _to_device(batch, self._device)
+        if self._batch_transform is not None:
+            self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
+            batch = self._batch_transform(batch)
+        return batch
+
+    def _gather(self, info: SlabInfo, key: str, slots: np.ndarray[Any, Any]) -> torch.Tensor:
+        spec = info.slab.layout.keys[key]
+        nbytes = len(slots) * spec.nbytes
+        # torch has a pool of its own for page-locked memory, which knows of copies that are under way.
+        out = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if self._pin else self._pool.take(nbytes)
+        np.take(info.slab.rows[key], slots, axis=0, out=out.numpy().reshape(len(slots), -1), mode="clip")
+        return out.view(spec.dtype).view(len(slots), *spec.shape)
+
+    def _transform_item(self, patch: DrawnPatch, item: dict[str, Any]) -> Any:
+        ticket, draw = patch.ticket, patch.draw
+        key = (ticket.epoch, ticket.volume, ticket.occurrence, draw.patch, draw.repeat)
+        self._reseed_item(seed_sequence(self._seed, ITEM, *key))
+        return item if self._item_transform is None else self._item_transform(item)
+
+
+def _collate(arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch]) -> dict[str, Any]:
+    """What ``list_data_collate`` would give, without stacking the arrays again."""
+    keys = patches[0].record.keys
+    for patch in patches:
+        if patch.record.keys != keys:
+            odd = sorted(set(keys) ^ set(patch.record.keys))
+            raise ValueError(
+                f"volumes {patches[0].ticket.volume} and {patch.ticket.volume} differ in their keys {odd}."
+            )
+    small = [{key: _copy(p.record.value(key, p.draw.patch)) for key in keys if key not in arrays} for p in patches]
+    collated = list_data_collate(small) if small[0] else {}
+    batch = {}
+    for key in keys:
+        if key not in arrays:
+            batch[key] = collated[key]
+        elif key in patches[0].record.meta:
+            batch[key] = _with_meta(arrays[key], [p.record.meta[key][p.draw.patch] for p in patches])
+        else:
+            batch[key] = arrays[key]
+    return batch
+
+
+def _with_meta(batch: torch.Tensor, parts: Sequence[dict[str, Any]]) -> MetaTensor:
+    """A batch with the metadata that MONAI's own collation gives it, called on patches of one voxel."""
+    tiny = [_meta_tensor(torch.empty((1,) * (batch.ndim - 1)), part) for part in parts]
+    collated = collate_meta_tensor_fn(tiny)
+    whole = batch.as_subclass(MetaTensor)
+    whole.__dict__.update(collated.__dict__)
+    return whole
+
+
+def _meta_tensor(data: torch.Tensor, attributes: dict[str, Any]) -> MetaTensor:
+    tensor = data.as_subclass(MetaTensor)
+    tensor.__dict__.update(_copy(attributes))
+    return tensor
+
+
+def _item(arrays: Mapping[str, torch.Tensor], index: int, patch: DrawnPatch) -> dict[str, Any]:
+    """One patch by itself, in memory of its own."""
+    record, number = patch.record, patch.draw.patch
+    item: dict[str, Any] = {}
+    for key in record.keys:
+        if key not in arrays:
+            item[key] = _copy(record.value(key, number))
+        elif key in record.meta:
+            item[key] = _meta_tensor(arrays[key][index].clone(), record.meta[key][number])
+        else:
+            item[key] = arrays[key][index].clone()
+    return item
+
+
+def _copy(value: Any) -> Any:
+    """A copy of a record's value, whose parts are shared between the patches of a volume."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_copy(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: _to_device(value, device) for key, value in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(_to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A producer's failure, carried to the consumer and raised there."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+__all__ = ["Failure", "WorkerDiedError"]
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker ended while it prepared a volume."""
+
+
+class _Verbatim(str):
+    """``KeyError`` prints its message's repr, in which line breaks would not be seen."""
+
+    __repr__ = str.__str__
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a volume, in a form that crosses processes.
+
+    Args:
+        kind: the exception's class.
+        message: its message.
+        trace: the worker's traceback as text; empty where the worker could not give one.
+    """
+
+    kind: type[BaseException]
+    message: str
+    trace: str = ""
+
+    @staticmethod
+    def of(error: BaseException) -> Failure:
+        """The failure that ``error``, caught in a worker, stands for."""
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        return Failure(type(error), message, "".join(traceback.format_exception(error)))
+
+    def exception(self, volume: str, worker: str) -> BaseException:
+        """An exception of the same class whose message names volume and worker and ends with the worker's traceback."""
+        text = f"{volume} could not be prepared ({worker}): {self.kind.__name__}: {self.message}"
+        if self.trace:
+            text += f"\n\nThe worker's traceback:\n{self.trace}"
+        try:
+            # Only plain built-in and our own classes surely take a single message.
+            return self.kind(_Verbatim(text) if issubclass(self.kind, KeyError) else text)
+        except Exception:
+            return RuntimeError(text)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which order a sampler gives an epoch's volumes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from .schedule import ORDER, seed_sequence
+from .seeding import global_random_state
+
+__all__ = ["VolumeOrders"]
+
+
+class VolumeOrders:
+    """Takes orders from a sampler without disturbing it, the caller's random state, or the next epoch.
+
+    A sampler that uses the global generators sees them seeded from (seed, epoch), so its order depends on nothing else.
+
+    Args:
+        sampler: gives volume indices; ``set_epoch`` and ``epoch`` as in torch's ``DistributedSampler`` are understood.
+        seed: the run's seed.
+        num_volumes: size of the dataset.
+    """
+
+    def __init__(self, sampler: Iterable[int], seed: int, num_volumes: int) -> None:
+        self._sampler = sampler
+        self._seed = seed
+        self._num_volumes = num_volumes
+        self._last_epoch = self._sampler_epoch()
+        self._moved = False
+
+    def take(self, epoch: int) -> tuple[int, ...]:
+        """The order of ``epoch``, from the sampler as it is now.
+
+        Raises:
+            ValueError: a sampler that gives nothing, or an index that the dataset does not have.
+        """
+        now = self._sampler_epoch()
+        self._moved = now != self._last_epoch
+        self._last_epoch = now
+        return self._list(copy.copy(self._sampler), epoch)
+
+    def guess(self, epoch: int) -> tuple[int, ...]:
+        """The order that the epoch after the one last taken will probably have; changes nothing.
+
+        Where somebody counts up the sampler's own epoch, they are expected to go on.
+        """
+        sampler: Any = copy.copy(self._sampler)
+        if self._moved and self._last_epoch is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(self._last_epoch + 1)
+        with _kept_generators(sampler):
+            return self._list(sampler, epoch)
+
+    def _sampler_epoch(self) -> int | None:
+        epoch = getattr(self._sampler, "epoch", None)
+        return epoch if isinstance(epoch, int) else None
+
+    def _list(self, sampler: Iterable[int], epoch: int) -> tuple[int, ...]:
+        with global_random_state(seed_sequence(self._seed, ORDER, epoch)):
+            order = tuple(int(index) for index in sampler)
+        for index in order:
+            if not 0 <= index < self._num_volumes:
+                raise ValueError(
+                    f"{type(sampler).__name__} gave index {index} in epoch {epoch}; expected volumes 0 to "
+                    f"{self._num_volumes - 1}."
+                )
+        if not order:
+            raise ValueError(f"{type(sampler).__name__} gave no volume in epoch {epoch}: there is nothing to train on.")
+        return order
+
+
+@contextmanager
+def _kept_generators(sampler: object) -> Iterator[None]:
+    """Restore the generators that a sampler holds: a shallow copy shares them with its original."""
+    values = list(getattr(sampler, "__dict__", {}).values())
+    of_torch = [(g, g.get_state()) for g in values if isinstance(g, torch.Generator)]
+    of_numpy = [(g, g.bit_generator.state) for g in values if isinstance(g, np.random.Generator)]
+    legacy = [(g, g.get_state()) for g in values if isinstance(g, np.random.RandomState)]
+    try:
+        yield
+    finally:
+        for torch_generator, state in of_torch:
+            torch_generator.set_state(state)
+        for numpy_generator, numpy_state in of_numpy:
+            numpy_generator.bit_generator.state = numpy_state
+        for random_state, legacy_state in legacy:
+            random_state.set_state(legacy_state)

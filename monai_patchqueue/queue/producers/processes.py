@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes prepared in processes of our own.
+
+One duplex pipe and one sentinel per worker, and no shared queue: a worker that is killed can hold no lock that others
+need, and its volume is known. Only tickets, slot numbers and records cross; patches are written into the slab.
+"""
+
+from __future__ import annotations
+
+import multiprocessing.connection as mpc
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess, parent_process
+from typing import Any
+
+from ..errors import Failure, WorkerDiedError
+from ..pickling import describe_unpicklable, dumps
+from ..record import array_specs
+from ..slab import Slab, SlabHandle, SlabInfo, SlabLayout
+from ..worker import Preparer, Recipe, write
+from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
+
+__all__ = ["ProcessProducer"]
+
+# This process's ends of workers' pipes. A forked child inherits copies, which would keep a worker from noticing that
+# its parent is gone.
+_parent_ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
+
+# A volume that kills its worker is tried in a second one.
+_TRIES = 2
+
+
+class _ProcessWorker:
+    """One process and the assignments it has, in order."""
+
+    def __init__(self, index: int, producer: ProcessProducer) -> None:
+        self.index = index
+        self.assignments: deque[Assignment] = deque()
+        self.busy_since: float | None = None
+        context = producer.context
+        self.connection, child = context.Pipe(duplex=True)
+        method = context.get_start_method()
+        inherited = (*_parent_ends, self.connection) if method == "fork" else ()
+        _parent_ends.add(self.connection)
+        parent = None if method == "forkserver" else os.getpid()
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=_main,
+            args=(index, producer.recipe, producer.handle, child, inherited, parent),
+            name=f"patchqueue-worker-{index}",
+            daemon=True,
+        )
+        try:
+            self.process.start()
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise TypeError(
+                f"{describe_unpicklable(producer.recipe)} cannot be sent to a worker process started by {method!r}: {error}. "
+                "Define functions at a module's top level instead of as lambdas or inside functions, or use "
+                "worker_type='thread', or multiprocessing_context='fork' where the system has it."
+            ) from error
+        child.close()
+
+    @property
+    def name(self) -> str:
+        return f"worker process {self.index}, pid {self.process.pid}"
+
+    def send(self, *message: Any) -> None:
+        try:
+            self.connection.send_bytes(dumps(message))
+        except (BrokenPipeError, ConnectionError):
+            pass  # it has died: its sentinel says so too
+
+    def assign(self, assignment: Assignment) -> None:
+        if not self.assignments:
+            self.busy_since = time.monotonic()
+        self.assignments.append(assignment)
+        self.send("assign", assignment)
+
+    def receive(self) -> list[Event]:
+        """All that the worker has sent; what a killed worker was in the middle of sending is left out."""
+        events: list[Event] = []
+        try:
+            while self.connection.poll():
+                event: Event = pickle.loads(self.connection.recv_bytes())
+                events.append(event)
+                if isinstance(event, NeedsSlots):
+                    self.busy_since = None
+                else:
+                    self.assignments.popleft()
+                    self.busy_since = time.monotonic() if self.assignments else None
+        except (EOFError, ConnectionError, OSError):
+            pass
+        return events
+
+    def stop(self) -> None:
+        _parent_ends.discard(self.connection)
+        self.connection.close()
+        if self.assignments or self.process.exitcode is None:
+            self.process.terminate()
+
+
+class ProcessProducer(Producer):
+    """Prepares volumes in ``num_workers`` processes.
+
+    A worker that dies is replaced; the volume that it was preparing is tried once more, then reported as failed. A
+    volume that takes longer than ``volume_timeout`` seconds is given up and its worker killed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_workers: int,
+        context: BaseContext,
+        handle: SlabHandle,
+        volume_timeout: float | None = None,
+    ) -> None:
+        self.num_workers = num_workers
+        self.recipe = recipe
+        self.context = context
+        self.handle = handle
+        self._timeout = volume_timeout
+        self._info: SlabInfo | None = None
+        self._tries: dict[int, int] = {}
+        self._wake_receiver, self._wake_sender = context.Pipe(duplex=False)
+        self._wake_lock = threading.Lock()
+        self._woken = False
+        self._closed = False
+        self._workers = [_ProcessWorker(i, self) for i in range(num_workers)]
+
+    def capacity(self) -> int:
+        # One more than in preparation, so that no worker waits for this process to look.
+        depth = 2 if self._info else 1
+        return sum(depth - len(worker.assignments) for worker in self._workers)
+
+    def submit(self, assignment: Assignment) -> None:
+        min(self._workers, key=lambda worker: len(worker.assignments)).assign(assignment)
+
+    def wait(self) -> list[Event]:
+        while True:
+            events = self._collect(self._poll_timeout())
+            if events or self._drain_wake():
+                return events
+
+    def grant(self, number: int, slots: Sequence[int]) -> None:
+        for worker in self._workers:
+            for place, assignment in enumerate(worker.assignments):
+                if assignment.number == number:
+                    worker.assignments[place] = assignment._replace(slots=slots)
+                    worker.send("grant", number, slots)
+                    return
+
+    def announce(self, info: SlabInfo) -> None:
+        self._info = info
+        for worker in self._workers:
+            self._tell_layout(worker)
+
+    def wake(self) -> None:
+        with self._wake_lock:
+            if not self._woken and not self._closed:
+                self._woken = True
+                self._wake_sender.send_bytes(b"")
+
+    def close(self) -> None:
+        with self._wake_lock:
+            self._closed = True
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.process.join(1.0)
+            if worker.process.exitcode is None:
+                worker.process.kill()
+                worker.process.join(1.0)
+        self._wake_sender.close()
+        self._wake_receiver.close()
+
+    def _tell_layout(self, worker: _ProcessWorker) -> None:
+        if self._info is not None:
+            worker.send("layout", self._info.slab.layout, self.handle.name, self._info.first)
+
+    def _poll_timeout(self) -> float | None:
+        if self._timeout is None:
+            return None
+        since = [worker.busy_since for worker in self._workers if worker.busy_since is not None]
+        return max(min(since) + self._timeout - time.monotonic(), 0.0) if since else None
+
+    def _collect(self, timeout: float | None) -> list[Event]:
+        objects: list[Any] = [self._wake_receiver]
+        for worker in self._workers:
+            objects += [worker.connection, worker.process.sentinel]
+        ready = set(mpc.wait(objects, timeout))
+        events: list[Event] = []
+        for index, worker in enumerate(self._workers):
+            if worker.connection in ready:
+                events += worker.receive()
+            if worker.process.sentinel in ready:
+                events += worker.receive()  # it may have sent something and then died
+                events += self._replace(index, None)
+            elif self._is_late(worker):
+                message = f"took longer than volume_timeout={self._timeout} s."
+                worker.process.kill()
+                events += worker.receive()
+                events += self._replace(index, Failure(TimeoutError, message))
+        for event in events:
+            if not isinstance(event, NeedsSlots):
+                self._tries.pop(event.number, None)
+        return events
+
+    def _is_late(self, worker: _ProcessWorker) -> bool:
+        since = worker.busy_since
+        return self._timeout is not None and since is not None and time.monotonic() - since >= self._timeout
+
+    def _replace(self, index: int, failure: Failure | None) -> list[Event]:
+        """Start a new worker in place of a dead one, and give its volumes to it."""
+        dead = self._workers[index]
+        dead.process.join()
+        events: list[Event] = []
+        assignments = deque(dead.assignments)
+        dead.assignments.clear()
+        if assignments:
+            culprit = assignments[0]
+            tries = self._tries[culprit.number] = self._tries.get(culprit.number, 0) + 1
+            if failure is None and tries >= _TRIES:
+                failure = Failure(
+                    WorkerDiedError, f"its worker {_describe_exit(dead.process.exitcode)}, {tries} times."
+                )
+            if failure is not None:
+                events.append(Failed(culprit.number, failure, dead.name))
+                assignments.popleft()
+        dead.stop()
+        if self._closed:
+            return events
+        worker = self._workers[index] = _ProcessWorker(index, self)
+        self._tell_layout(worker)
+        for assignment in assignments:
+            worker.assign(assignment)
+        return events
+
+    def _drain_wake(self) -> bool:
+        with self._wake_lock:
+            if not self._woken:
+                return False
+            self._wake_receiver.recv_bytes()
+            self._woken = False
+            return True
+
+
+def _describe_exit(code: int | None) -> str:
+    if code is not None and code < 0:
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (the kernel does this when memory runs out)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with exit code {code}"
+
+
+def _main(
+    index: int,
+    recipe: Recipe,
+    handle: SlabHandle,
+    connection: Connection[Any, Any],
+    inherited: Sequence[Connection[Any, Any]],
+    parent: int | None,
+) -> None:
+    """A worker process, from start to end."""
+    for other in inherited:
+        other.close()
+    # Ctrl-C reaches the whole process group; the consumer decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    worker = _Loop(index, recipe, handle, connection)
+    try:
+        worker.run()
+    except (EOFError, ConnectionError):
+        pass  # the consumer has closed the queue, or is gone
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # exit handlers are the parent's
+
+
+def _end_with_parent(parent: int | None) -> None:
+    """End this process when its parent is gone, whatever it is doing.
+
+    The sentinel alone does not do: under fork, siblings that were started later hold a copy of its other end.
+    """
+    process = parent_process()
+    while process is not None:
+        gone = mpc.wait([process.sentinel], timeout=1.0) or (parent is not None and os.getppid() != parent)
+        if gone:
+            os._exit(1)
+
+
+class _Loop:
+    """Messages in, events out."""
+
+    def __init__(self, index: int, recipe: Recipe, handle: SlabHandle, connection: Connection[Any, Any]) -> None:
+        self._connection = connection
+        self._handle = handle
+        self._todo: deque[Assignment] = deque()
+        self._granted: dict[int, Sequence[int]] = {}
+        self._slab: Slab | None = None
+        self._first = ""
+        self._preparer: Preparer | None = None
+        self._start_failure: Failure | None = None
+        try:
+            self._preparer = Preparer(recipe, "process")
+            if recipe.worker_init_fn is not None:
+                recipe.worker_init_fn(index)
+        except Exception as error:
+            self._start_failure = Failure.of(error)
+        self._name = f"worker process {index}, pid {os.getpid()}"
+
+    def run(self) -> None:
+        while True:
+            while not self._todo:
+                self._receive()
+            assignment = self._todo.popleft()
+            try:
+                event = self._work(assignment)
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                event = Failed(assignment.number, Failure.of(error), self._name)
+            self._send(event)
+
+    def _work(self, assignment: Assignment) -> Event:
+        number, ticket, slots = assignment
+        if self._preparer is None:
+            return Failed(number, self._start_failure or Failure(RuntimeError, "did not start."), self._name)
+        volume = self._preparer(ticket)
+        if slots is None:
+            self._send(NeedsSlots(number, array_specs(volume.patches[0])))
+            while number not in self._granted:
+                self._receive()
+            slots = self._granted.pop(number)
+        while self._slab is None:
+            self._receive()
+        return Written(number, write(volume, self._slab, slots, self._first))
+
+    def _send(self, event: Event) -> None:
+        try:
+            message = dumps(event)
+        except Exception as error:
+            if not isinstance(event, Written):
+                raise
+            text = f"gave something under its keys {sorted(event.record.shared)} that cannot be pickled: {error}"
+            message = dumps(Failed(event.number, Failure(TypeError, text), self._name))
+        self._connection.send_bytes(message)
+
+    def _receive(self) -> None:
+        kind, *content = pickle.loads(self._connection.recv_bytes())
+        if kind == "assign":
+            self._todo.append(content[0])
+        elif kind == "grant":
+            self._granted[content[0]] = content[1]
+        else:
+            self._map(*content)
+
+    def _map(self, layout: SlabLayout, name: str | None, first: str) -> None:
+        self._slab = Slab(self._handle, layout, name=name, attach=True)
+        self._first = first

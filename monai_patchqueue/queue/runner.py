@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What turns the queue's crank: the consumer's own thread, or one in the background that works ahead."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .assemble import Assembler
+from .patch_queue import DrawnPatch, PatchQueue, VolumeFailedError
+from .producers import Producer
+from .producers.threads import one_openmp_thread
+from .schedule import EpochPlan
+
+__all__ = ["BackgroundRunner", "Batch", "InlineRunner", "Runner"]
+
+
+class Batch(NamedTuple):
+    """A finished batch, with the number of its patches that come from each volume."""
+
+    content: Any
+    volumes: Counter[int]
+
+
+class Runner(ABC):
+    """Runs a queue for one consumer at a time."""
+
+    def __init__(self, queue: PatchQueue, producer: Producer, assembler: Assembler) -> None:
+        self.queue = queue
+        self._producer = producer
+        self._assembler = assembler
+        self._plan: EpochPlan | None = None
+        self._batches = 0
+
+    def _assemble(self, patches: list[DrawnPatch]) -> Batch:
+        if self.queue.info is None or self._plan is None:
+            raise RuntimeError("a batch is assembled before an epoch is open.")
+        content = self._assembler(self.queue.info, patches, self._plan.epoch, self._batches)
+        self.queue.drawn(patches)
+        self._batches += 1
+        return Batch(content, Counter(patch.ticket.volume for patch in patches))
+
+    @abstractmethod
+    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
+        """Begin an epoch; ``following`` gives the plan that the next one will probably have."""
+
+    @abstractmethod
+    def next(self, timeout: float | None = None) -> Batch | None:
+        """The next batch; ``None`` at the end of the epoch.
+
+        Raises:
+            TimeoutError: no batch within ``timeout`` seconds.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop everything; does not wait for volumes in preparation."""
+
+
+class InlineRunner(Runner):
+    """Prepares what is needed when it is needed, in the consumer's thread."""
+
+    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
+        self._plan, self._batches = plan, batches
+        self.queue.open(plan, None, batches)
+
+    def next(self, timeout: float | None = None) -> Batch | None:
+        while True:
+            try:
+                patches = self.queue.next_batch()
+            except VolumeFailedError as failed:
+                raise failed.error from None
+            if patches is not None:
+                return self._assemble(patches) if patches else None
+            self.queue.fill(limit=1)
+            for event in self._producer.wait():
+                self.queue.handle(event)
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+class BackgroundRunner(Runner):
+    """One thread follows the workers and assembles the next batch while the consumer is busy with the last."""
+
+    def __init__(self, queue: PatchQueue, producer: Producer, assembler: Assembler) -> None:
+        super().__init__(queue, producer, assembler)
+        self._changed = threading.Condition()
+        self._ahead: Batch | None = None
+        self._over = False
+        self._error: BaseException | None = None
+        self._opening: tuple[EpochPlan, EpochPlan | None, int] | None = None
+        self._broken: BaseException | None = None
+        self._handed_out = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="patchqueue", daemon=True)
+        self._thread.start()
+
+    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
+        upcoming = following()
+        with self._changed:
+            if self._broken is not None:
+                raise self._broken
+            untouched = self._plan == plan and not self._handed_out and not self._error and not batches
+            if not untouched:
+                self._plan, self._handed_out, self._error = plan, False, None
+                self._opening = plan, upcoming, batches
+                self._ahead, self._over = None, False
+        self._producer.wake()
+
+    def next(self, timeout: float | None = None) -> Batch | None:
+        with self._changed:
+            while not self._changed.wait_for(self._decided, 3600.0 if timeout is None else timeout):
+                if timeout is not None:
+                    raise TimeoutError(f"no batch within timeout={timeout} s: the workers are still preparing volumes.")
+            if self._closed:
+                raise RuntimeError("the loader was closed.")
+            batch, self._ahead = self._ahead, None
+            if batch is None and self._error is not None:
+                raise self._error
+            self._handed_out = True
+        if batch is not None:
+            self._producer.wake()
+        return batch
+
+    def _decided(self) -> bool:
+        over = self._over and self._opening is None
+        return self._closed or over or self._ahead is not None or self._error is not None
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._producer.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        one_openmp_thread()
+        try:
+            while not self._closed:
+                self._turn()
+        except BaseException as error:
+            with self._changed:
+                self._error = self._broken = error
+                self._changed.notify_all()
+        finally:
+            self._producer.close()
+
+    def _turn(self) -> None:
+        with self._changed:
+            opening, self._opening = self._opening, None
+            if opening is not None:
+                plan, following, self._batches = opening
+                self.queue.open(plan, following, self._batches)
+            idle = self._ahead is not None or self._over or self._error is not None or self._plan is None
+        self.queue.fill()
+        if not idle and self._try_batch():
+            return
+        for event in self._producer.wait():
+            self.queue.handle(event)
+
+    def _try_batch(self) -> bool:
+        """Assemble the next batch if its patches are there; whether anything came of it."""
+        batch, error = None, None
+        try:
+            patches = self.queue.next_batch()
+            if patches is None:
+                return False
+            batch = self._assemble(patches) if patches else None
+        except VolumeFailedError as failed:
+            error = failed.error
+        except Exception as failed:  # a user's collate_fn or transform
+            error = failed
+        with self._changed:
+            if self._opening is None:
+                self._ahead, self._error = batch, error
+                self._over = batch is None and error is None
+                self._changed.notify_all()
+        return True

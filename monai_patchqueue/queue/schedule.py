@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule: which volume is prepared next and which patch is drawn next.
+
+Everything here is a pure function of (seed, epoch, order, counts): no I/O, no clock, no threads. So an epoch can be
+simulated without loading anything, which is what resuming, lengths and tests do.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Draw", "Draws", "EpochPlan", "Stream", "Ticket", "seed_sequence"]
+
+# The first element of each spawn key: what the randomness is for.
+ORDER, PREPARE, DRAW, ITEM, BATCH = range(5)
+
+# In the first epoch the window grows by one patch every so many draws: batches come early, and mixing hardly suffers.
+_GROWTH = 8
+# Uniform numbers are made in blocks, for speed; their values don't depend on the block's size.
+_BLOCK = 1024
+
+
+def seed_sequence(seed: int, *key: int) -> np.random.SeedSequence:
+    """The independent random stream that belongs to ``key`` under ``seed``.
+
+    Example:
+        >>> a, b = seed_sequence(0, PREPARE, 3, 1, 0), seed_sequence(0, PREPARE, 3, 1, 1)
+        >>> bool((a.generate_state(2) == b.generate_state(2)).any())
+        False
+    """
+    return np.random.SeedSequence(seed, spawn_key=key)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An order to prepare one volume: its ``occurrence``-th appearance in ``epoch``, giving ``count`` patches."""
+
+    epoch: int
+    volume: int
+    occurrence: int
+    count: int
+
+
+class Draw(NamedTuple):
+    """One draw from the window: patch ``patch`` of the epoch's ``entry``-th volume, for the ``repeat``-th time.
+
+    ``last`` says that the patch leaves the queue with this draw.
+    """
+
+    entry: int
+    patch: int
+    repeat: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All that decides an epoch.
+
+    Args:
+        seed: the run's seed.
+        epoch: number of the epoch.
+        order: volumes in the order in which they are prepared; a volume may occur several times.
+        counts: patches of each entry of ``order``.
+        queue_length: size of the window in patches.
+        warmup: size of the window at the epoch's first draw; it grows by one patch every 8 draws up to
+            ``queue_length``. ``None``: full from the start, as later epochs are, whose volumes are prepared
+            while the epoch before drains.
+        shuffle: draw uniformly from the window; otherwise in order.
+        repeats: how often each patch is drawn.
+        draws: draws in the epoch, where that is not what the order gives: a longer epoch loses its last draws, a
+            shorter one goes through its order again (with new occurrences, so with new patches).
+
+    Example:
+        >>> plan = EpochPlan(seed=0, epoch=0, order=(5, 2, 5), counts=(2, 1, 2), queue_length=3)
+        >>> plan.tickets[2]
+        Ticket(epoch=0, volume=5, occurrence=1, count=2)
+        >>> sorted((draw.entry, draw.patch) for draw in Draws(plan))
+        [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
+    """
+
+    seed: int
+    epoch: int
+    order: tuple[int, ...]
+    counts: tuple[int, ...]
+    queue_length: int
+    warmup: int | None = None
+    shuffle: bool = True
+    repeats: int = 1
+    draws: int | None = None
+
+    @cached_property
+    def natural_draws(self) -> int:
+        """Draws that the order gives by itself."""
+        return sum(self.counts) * self.repeats
+
+    @cached_property
+    def num_draws(self) -> int:
+        """Draws in the epoch."""
+        if self.draws is None or not self.natural_draws:
+            return self.natural_draws
+        return self.draws
+
+    @cached_property
+    def tickets(self) -> tuple[Ticket, ...]:
+        """The volumes to prepare, in stream order."""
+        seen: Counter[int] = Counter()
+        tickets = []
+        laps = -(-self.num_draws // self.natural_draws) if self.natural_draws else 1
+        missing = -(-self.num_draws // self.repeats)
+        for lap in range(laps):
+            for volume, count in zip(self.order, self.counts, strict=True):
+                if lap and missing <= 0:
+                    break
+                tickets.append(Ticket(self.epoch, volume, seen[volume], count))
+                seen[volume] += 1
+                missing -= count
+        return tuple(tickets)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Number of patches before each entry, and after the last."""
+        return tuple(accumulate((ticket.count for ticket in self.tickets), initial=0))
+
+    def window_size(self, drawn: int) -> int:
+        """Size of the window after ``drawn`` draws; it depends on nothing else."""
+        if self.warmup is None:
+            return self.queue_length
+        return min(self.queue_length, self.warmup + drawn // _GROWTH)
+
+
+@dataclass
+class Draws(Iterator[Draw]):
+    """The draws of an epoch, in order: a shuffle buffer over the stream of patches.
+
+    Each draw is uniform over the window; the patch leaves it after ``plan.repeats`` draws, and the next patch of the
+    stream enters. At the end of the stream the window drains. Without shuffling, patches are drawn as they come.
+    """
+
+    plan: EpochPlan
+    drawn: int = 0
+    _window: list[int] = field(default_factory=list)
+    _uses: dict[int, int] = field(default_factory=dict)
+    _entered: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = np.random.Generator(np.random.Philox(seed_sequence(self.plan.seed, DRAW, self.plan.epoch)))
+        self._uniform: list[float] = []
+
+    def __iter__(self) -> Draws:
+        return self
+
+    def __next__(self) -> Draw:
+        plan = self.plan
+        if self.drawn >= plan.num_draws:
+            raise StopIteration
+        if plan.shuffle:
+            room = plan.window_size(self.drawn) - len(self._window)
+            if room > 0:
+                entering = min(room, plan.starts[-1] - self._entered)
+                self._window.extend(range(self._entered, self._entered + entering))
+                self._entered += entering
+            place = int(self._next_uniform() * len(self._window))
+            patch = self._window[place]
+            repeat = self._uses.pop(patch, 0)
+            last = repeat + 1 == plan.repeats
+            if last:
+                self._window[place] = self._window[-1]
+                self._window.pop()
+            else:
+                self._uses[patch] = repeat + 1
+        else:
+            patch, repeat = divmod(self.drawn, plan.repeats)
+            last = repeat + 1 == plan.repeats
+            self._entered = patch + last
+        self.drawn += 1
+        entry = bisect_right(plan.starts, patch) - 1
+        return Draw(entry, patch - plan.starts[entry], repeat, last)
+
+    def advance(self, draws: int) -> Draws:
+        """Skip ``draws`` draws, as resuming in mid-epoch does."""
+        for _ in range(draws):
+            next(self)
+        return self
+
+    def remaining(self) -> dict[int, set[int]]:
+        """Patches that are still to be drawn of each entry that has any left (or is not in the window yet)."""
+        if self.drawn >= self.plan.num_draws:
+            return {}
+        left: dict[int, set[int]] = {}
+        for patch in (*self._window, *range(self._entered, self.plan.starts[-1])):
+            entry = bisect_right(self.plan.starts, patch) - 1
+            left.setdefault(entry, set()).add(patch - self.plan.starts[entry])
+        return left
+
+    def _next_uniform(self) -> float:
+        if not self._uniform:
+            self._uniform = self._rng.random(_BLOCK)[::-1].tolist()
+        return self._uniform.pop()
+
+
+@dataclass
+class Stream:
+    """The volumes of consecutive epochs as one stream, in the order in which producers take them."""
+
+    plan: EpochPlan
+    entries: Sequence[int]
+    position: int = 0
+
+    def peek(self) -> tuple[int, Ticket] | None:
+        """The next entry that gives any patches, with its ticket; ``None`` at the end."""
+        while self.position < len(self.entries):
+            entry = self.entries[self.position]
+            ticket = self.plan.tickets[entry]
+            if ticket.count:
+                return entry, ticket
+            self.position += 1
+        return None
+
+    def take(self) -> None:
+        """Move on to the next entry."""
+        self.position += 1

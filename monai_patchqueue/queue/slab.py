@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The slab: one preallocated buffer per key, ``[slots, *patch]``, in memory that workers and consumer share."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing import shared_memory
+from typing import Any
+
+import torch
+
+__all__ = ["HAS_MEMFD", "KeySpec", "Slab", "SlabHandle", "SlabInfo", "SlabLayout"]
+
+HAS_MEMFD = hasattr(os, "memfd_create")
+
+# Keys start at a page, so that no two keys share one.
+_ALIGN = 4096
+
+
+@dataclass(frozen=True)
+class KeySpec:
+    """Shape and dtype of a patch's array under one key; ``meta`` where it is a ``MetaTensor``."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    meta: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one patch."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}{' MetaTensor' if self.meta else ''}"
+
+
+@dataclass(frozen=True)
+class SlabLayout:
+    """Where each key's patches lie in a slab of ``slots`` slots."""
+
+    slots: int
+    keys: Mapping[str, KeySpec]
+
+    @property
+    def patch_nbytes(self) -> int:
+        """Bytes of one patch, all keys together."""
+        return sum(spec.nbytes for spec in self.keys.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the slab in bytes."""
+        return sum(self._sizes())
+
+    def views(self, buffer: memoryview | mmap.mmap) -> dict[str, torch.Tensor]:
+        """A tensor ``[slots, *shape]`` per key over ``buffer``."""
+        views = {}
+        offset = 0
+        for (key, spec), size in zip(self.keys.items(), self._sizes(), strict=True):
+            flat = torch.frombuffer(buffer, dtype=spec.dtype, count=self.slots * math.prod(spec.shape), offset=offset)
+            views[key] = flat.view(self.slots, *spec.shape)
+            offset += size
+        return views
+
+    def _sizes(self) -> list[int]:
+        return [-(-self.slots * spec.nbytes // _ALIGN) * _ALIGN for spec in self.keys.values()]
+
+
+class SlabHandle:
+    """The shared memory behind a slab, from before its size is known.
+
+    With ``memfd_create`` it is one anonymous file, made before workers start, sized when the first volume's patches are
+    known: independent of the size of ``/dev/shm``, and gone with its last process however that ends. Elsewhere (macOS,
+    Windows) plain shared memory serves, found by its name. Can be passed to a child process under any start method.
+
+    Args:
+        shared: ``False`` for memory of this process alone (inline and thread producers).
+        memfd: use ``memfd_create``; the default where there is one.
+    """
+
+    def __init__(self, *, shared: bool = True, memfd: bool = HAS_MEMFD) -> None:
+        self._shared = shared
+        self._fd: int | None = os.memfd_create("monai_patchqueue", os.MFD_CLOEXEC) if shared and memfd else None
+        self._memory: shared_memory.SharedMemory | None = None
+        self._owner = True
+
+    def allocate(self, nbytes: int) -> memoryview | mmap.mmap:
+        """Size the memory and map it; called once, by the process that made the handle."""
+        nbytes = max(nbytes, 1)
+        if not self._shared:
+            return mmap.mmap(-1, nbytes)
+        if self._fd is not None:
+            os.ftruncate(self._fd, nbytes)
+            return mmap.mmap(self._fd, nbytes)
+        self._memory = shared_memory.SharedMemory(create=True, size=nbytes)
+        return self._memory.buf
+
+    @property
+    def name(self) -> str | None:
+        """Name under which plain shared memory is found; ``None`` for a memfd."""
+        return self._memory.name if self._memory else None
+
+    def attach(self, nbytes: int, name: str | None) -> memoryview | mmap.mmap:
+        """Map the memory in another process, once its size (and, without a memfd, its name) is known."""
+        if self._fd is not None:
+            return mmap.mmap(self._fd, max(nbytes, 1))
+        self._memory = _attach_untracked(name)
+        return self._memory.buf
+
+    def close(self) -> None:
+        """Give the memory back; views of it stay valid until they are gone."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        if self._memory is not None:
+            if self._owner:
+                self._memory.unlink()
+            # Tensors over the buffer keep the mapping alive; SharedMemory's own finalizer would complain about them.
+            self._memory._buf = None  # type: ignore[attr-defined]
+            self._memory._mmap = None  # type: ignore[attr-defined]
+            self._memory.close()
+            self._memory = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._fd is None:
+            return _rebuild_handle, (self._shared, None)
+        from multiprocessing.reduction import DupFd
+
+        return _rebuild_handle, (self._shared, DupFd(self._fd))
+
+
+def _rebuild_handle(shared: bool, duplicate: Any) -> SlabHandle:
+    handle = SlabHandle.__new__(SlabHandle)
+    handle._shared = shared
+    handle._fd = None if duplicate is None else duplicate.detach()
+    handle._memory = None
+    handle._owner = False
+    return handle
+
+
+def _attach_untracked(name: str | None) -> shared_memory.SharedMemory:
+    # Before Python 3.13 the resource tracker also registers attached memory, and would unlink it when a worker ends.
+    from multiprocessing import resource_tracker
+
+    register = resource_tracker.register
+    resource_tracker.register = lambda *_: None  # type: ignore[assignment]
+    try:
+        return shared_memory.SharedMemory(name=name)
+    finally:
+        resource_tracker.register = register
+
+
+class Slab:
+    """Slots for patches, one buffer a key.
+
+    Args:
+        handle: the memory.
+        layout: what lies in it.
+        name: name of plain shared memory, in a process that attaches.
+        attach: map memory that another process has allocated.
+
+    Example:
+        >>> layout = SlabLayout(slots=4, keys={"image": KeySpec((1, 8, 8), torch.float32)})
+        >>> slab = Slab(SlabHandle(shared=False), layout)
+        >>> slab.tensors["image"].shape
+        torch.Size([4, 1, 8, 8])
+    """
+
+    def __init__(
+        self, handle: SlabHandle, layout: SlabLayout, *, name: str | None = None, attach: bool = False
+    ) -> None:
+        self.layout = layout
+        buffer = handle.attach(layout.nbytes, name) if attach else handle.allocate(layout.nbytes)
+        self.tensors = layout.views(buffer)
+        # Rows of bytes, for gathering: numpy takes rows of any dtype in one call, and in one thread.
+        self.rows = {
+            key: tensor.view(layout.slots, -1).view(torch.uint8).numpy() for key, tensor in self.tensors.items()
+        }
+
+
+@dataclass(frozen=True)
+class SlabInfo:
+    """The slab, and the name of the volume whose patches decided its layout."""
+
+    slab: Slab
+    first: str

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of a queue: a recorder that is written to while it runs, and the frozen statistics that users read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+
+__all__ = ["QueueStats", "Recorder"]
+
+_STAGES = ("load", "sample", "write")
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """A queue's figures since its loader was made, as ``loader.stats()`` gives them.
+
+    Attributes:
+        epoch: epoch under way, or the last one.
+        batches: batches handed out.
+        patches: patches handed out.
+        volumes: volumes prepared.
+        fill: patches that are ready, as a share of ``queue_length``, 0 to 1.
+        queue_length: size of the window in patches; 0 before it is known.
+        patches_per_second: patches handed out per second between the first request for a batch and the last batch.
+        volumes_per_second: volumes prepared per second in the same time.
+        wait_seconds: mean time that the consumer waited for a batch.
+        last_wait_seconds: time that it waited for the last batch.
+        max_wait_seconds: the longest time that it waited for a batch.
+        starved: share of the time that the consumer spent waiting for batches, 0 to 1.
+        load_seconds: mean time per volume, in the workers, of loading and transforms but sampling.
+        sample_seconds: mean time per volume of multi-sample transforms: choosing centers and cropping.
+        write_seconds: mean time per volume of writing patches into their slots.
+        slab_bytes: size of the slab.
+        volume_counts: patches handed out of each volume, by its index in the dataset.
+    """
+
+    epoch: int = 0
+    batches: int = 0
+    patches: int = 0
+    volumes: int = 0
+    fill: float = 0.0
+    queue_length: int = 0
+    patches_per_second: float = 0.0
+    volumes_per_second: float = 0.0
+    wait_seconds: float = 0.0
+    last_wait_seconds: float = 0.0
+    max_wait_seconds: float = 0.0
+    starved: float = 0.0
+    load_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    write_seconds: float = 0.0
+    slab_bytes: int = 0
+    volume_counts: Mapping[int, int] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """All figures but ``volume_counts``, as floats by name.
+
+        Example:
+            >>> QueueStats(fill=0.5).scalars()["fill"]
+            0.5
+        """
+        return {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != "volume_counts"}
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch}: {self.patches} patches of {self.volumes} volumes, {self.patches_per_second:.1f} patches/s, "
+            f"queue {self.fill:.0%} full, starved {self.starved:.0%} of the time"
+        )
+
+
+class Recorder:
+    """Where the queue notes what happens; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._volumes = 0
+        self._stages = dict.fromkeys(_STAGES, 0.0)
+        self._batches = 0
+        self._counts: Counter[int] = Counter()
+        self._first_request: float | None = None
+        self._last_batch = 0.0
+        self._wait = 0.0
+        self._last_wait = 0.0
+        self._max_wait = 0.0
+
+    def prepared(self, seconds: Mapping[str, float]) -> None:
+        """A volume's patches are in their slots."""
+        with self._lock:
+            self._volumes += 1
+            for stage in _STAGES:
+                self._stages[stage] += seconds.get(stage, 0.0)
+
+    def requested(self) -> float:
+        """The consumer asks for a batch."""
+        now = time.perf_counter()
+        if self._first_request is None:
+            self._first_request = now
+        return now
+
+    def delivered(self, requested: float, volumes: Mapping[int, int]) -> None:
+        """The consumer has got the batch it asked for, with so many patches of each volume."""
+        now = time.perf_counter()
+        with self._lock:
+            self._batches += 1
+            self._counts.update(volumes)
+            self._last_batch = now
+            self._last_wait = now - requested
+            self._wait += self._last_wait
+            self._max_wait = max(self._max_wait, self._last_wait)
+
+    def stats(self, *, epoch: int, ready: int, queue_length: int, slab_bytes: int) -> QueueStats:
+        """The figures now."""
+        with self._lock:
+            elapsed = self._last_batch - self._first_request if self._first_request and self._batches else 0.0
+            patches = self._counts.total()
+            volumes = self._volumes or 1
+            return QueueStats(
+                epoch=epoch,
+                batches=self._batches,
+                patches=patches,
+                volumes=self._volumes,
+                fill=min(ready / queue_length, 1.0) if queue_length else 0.0,
+                queue_length=queue_length,
+                patches_per_second=patches / elapsed if elapsed else 0.0,
+                volumes_per_second=self._volumes / elapsed if elapsed else 0.0,
+                wait_seconds=self._wait / self._batches if self._batches else 0.0,
+                last_wait_seconds=self._last_wait,
+                max_wait_seconds=self._max_wait,
+                starved=min(self._wait / elapsed, 1.0) if elapsed else 0.0,
+                load_seconds=self._stages["load"] / volumes,
+                sample_seconds=self._stages["sample"] / volumes,
+                write_seconds=self._stages["write"] / volumes,
+                slab_bytes=slab_bytes,
+                volume_counts=MappingProxyType(dict(self._counts)),
+            )

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every kind of worker does with a ticket: prepare the volume, then write its patches into their slots."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from monai.transforms.traits import MultiSampleTrait
+from torch.utils.data import Dataset
+
+from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
+from .schedule import PREPARE, Ticket, seed_sequence
+from .seeding import Reseeder, global_random_state, reachable, seed_globals
+from .slab import KeySpec, Slab
+
+__all__ = ["PreparedVolume", "Preparer", "Recipe", "thread_copy", "write"]
+
+
+class _Clock(threading.local):
+    """Time that this thread has spent in multi-sample transforms since it was last reset."""
+
+    seconds = 0.0
+    inside = False
+
+
+_clock = _Clock()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How volumes become patches: all that a worker needs to know.
+
+    Args:
+        dataset: map-style; an item is a dict (one patch) or a sequence of dicts.
+        patch_transform: applied to each patch once.
+        seed: the run's seed.
+        worker_init_fn: called with the worker's number when it starts.
+    """
+
+    dataset: Dataset[Any]
+    seed: int
+    patch_transform: Callable[[Any], Any] | None = None
+    worker_init_fn: Callable[[int], object] | None = None
+
+
+@dataclass
+class PreparedVolume:
+    """A volume's patches, in the memory of whoever prepared them."""
+
+    patches: list[Patch]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Preparer:
+    """Prepares volumes with one intra-op thread and with random state that depends on the ticket alone.
+
+    Args:
+        recipe: what to do.
+        where: ``"process"`` (a process of our own), ``"thread"`` (a thread, with a copy of the recipe of its own) or
+            ``"inline"`` (the caller's thread and objects, left as they were).
+    """
+
+    def __init__(self, recipe: Recipe, where: Literal["process", "thread", "inline"]) -> None:
+        self._recipe = recipe
+        self._where = where
+        self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
+        self._samplers = [obj for obj in reachable(recipe.dataset) if isinstance(obj, MultiSampleTrait)]
+        if where == "process":
+            torch.set_num_threads(1)
+
+    def __call__(self, ticket: Ticket) -> PreparedVolume:
+        """Prepare one volume.
+
+        Raises:
+            TypeError: an item that is neither a dict nor a sequence of dicts.
+            ValueError: another number of patches than the ticket says.
+        """
+        sequence = seed_sequence(self._recipe.seed, PREPARE, ticket.epoch, ticket.volume, ticket.occurrence)
+        self._reseed(sequence)
+        with self._surroundings(sequence.spawn(1)[0]), _timed(self._samplers):
+            start = time.perf_counter()
+            patches = _patches(self._recipe.dataset[ticket.volume], ticket.count)
+            if self._recipe.patch_transform is not None:
+                patches = [self._recipe.patch_transform(patch) for patch in patches]
+            seconds = time.perf_counter() - start
+            sampling = _clock.seconds
+        return PreparedVolume(patches, {"load": seconds - sampling, "sample": sampling})
+
+    @contextmanager
+    def _surroundings(self, sequence: Any) -> Iterator[None]:
+        if self._where == "process":
+            seed_globals(sequence)
+            yield
+        elif self._where == "thread":
+            yield
+        else:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                with global_random_state(sequence):
+                    yield
+            finally:
+                torch.set_num_threads(threads)
+
+
+def _patches(item: Any, count: int) -> list[Patch]:
+    patches = [item] if isinstance(item, Mapping) else item
+    if not isinstance(patches, Sequence) or isinstance(patches, (str, bytes)):
+        raise TypeError(f"expected the dataset to give a dict or a list of dicts, found {type(item).__name__}.")
+    for patch in patches:
+        if not isinstance(patch, Mapping):
+            hint = " Two transforms in sequence that each give several samples do this: keep one of them."
+            nested = isinstance(patch, (list, tuple))
+            raise TypeError(
+                f"expected a list of dicts, one per patch, found a list of {type(patch).__name__}.{hint if nested else ''}"
+            )
+    if len(patches) != count:
+        raise ValueError(
+            f"gave {len(patches)} patches, but {count} were announced. Counts must be known before an epoch: pass "
+            f"samples_per_volume (a number, the name of an item's key, or a callable(item) -> int)."
+        )
+    return list(patches)
+
+
+def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) -> VolumeRecord:
+    """Copy a volume's patches into their slots; what doesn't go there is returned.
+
+    Args:
+        volume: the patches.
+        slab: where to.
+        slots: a slot per patch.
+        first: name of the volume that decided the slab's layout, for messages.
+    """
+    start = time.perf_counter()
+    keys = slab.layout.keys
+    for number, (patch, slot) in enumerate(zip(volume.patches, slots, strict=True)):
+        _check(patch, number, keys, volume.patches[0], first)
+        for key in keys:
+            slab.tensors[key][slot].copy_(as_tensor(patch[key]))
+    record = pack(volume.patches, keys)
+    record.seconds = {**volume.seconds, "write": time.perf_counter() - start}
+    return record
+
+
+def _check(patch: Patch, number: int, keys: Mapping[str, KeySpec], first_patch: Patch, first: str) -> None:
+    if patch.keys() != first_patch.keys():
+        odd = sorted(map(str, patch.keys() ^ first_patch.keys()))
+        raise ValueError(
+            f"patches 0 and {number} differ in their keys {odd}: every patch of a volume needs the same keys."
+        )
+    difference = first_difference(keys, array_specs(patch, always=keys))
+    if difference:
+        raise ValueError(
+            f"patch {number} does not fit the patches of {first}, which was prepared first: {difference}. Patches of all "
+            "volumes need the same keys, shapes and dtypes: add SpatialPadd or ResizeWithPadOrCropd for shapes, "
+            "CastToTyped or EnsureTyped for dtypes and MetaTensors, DeleteItemsd for keys."
+        )
+
+
+@contextmanager
+def _timed(samplers: Sequence[object]) -> Iterator[None]:
+    """Measure the time that multi-sample transforms take within the block, whoever's they are."""
+    _clock.seconds = 0.0
+    classes = [type(sampler) for sampler in samplers]
+    try:
+        for sampler, cls in zip(samplers, classes, strict=True):
+            timed = _timed_class(cls)
+            if timed is not None:
+                sampler.__class__ = timed
+        yield
+    finally:
+        for sampler, cls in zip(samplers, classes, strict=True):
+            sampler.__class__ = cls
+
+
+@cache
+def _timed_class(cls: type) -> type | None:
+    """A subclass that differs only in that its calls are timed, so that ``isinstance`` and messages stay the same."""
+    if "__slots__" in vars(cls) or not hasattr(cls, "__call__"):
+        return None
+
+    def timed_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _clock.inside:  # a dictionary transform calls its array transform
+            return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+        _clock.inside = True
+        start = time.perf_counter()
+        try:
+            return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+        finally:
+            _clock.seconds += time.perf_counter() - start
+            _clock.inside = False
+
+    return type(cls.__name__, (cls,), {"__call__": timed_call, "__module__": cls.__module__})
+
+
+def thread_copy(recipe: Recipe) -> Recipe:
+    """A copy for a thread of its own: transforms are copied, data and caches are shared."""
+    return Recipe(
+        _copy_dataset(recipe.dataset, {}), recipe.seed, copy.deepcopy(recipe.patch_transform), recipe.worker_init_fn
+    )
+
+
+def _copy_dataset(dataset: Any, memo: dict[int, Any]) -> Any:
+    if id(dataset) in memo:
+        return memo[id(dataset)]
+    clone = memo[id(dataset)] = copy.copy(dataset)
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        if isinstance(value, Dataset):
+            setattr(clone, name, _copy_dataset(value, memo))
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Dataset) for v in value):
+            setattr(clone, name, type(value)(_copy_dataset(v, memo) for v in value))
+        elif callable(value) or _holds_random_state(value):
+            setattr(clone, name, copy.deepcopy(value))
+    return clone
+
+
+def _holds_random_state(value: object) -> bool:
+    from monai.transforms import Transform
+
+    return any(isinstance(obj, Transform) or hasattr(obj, "set_random_state") for obj in reachable(value))
