@@ -116,7 +116,8 @@ def _ranks(positions: np.ndarray, shape: tuple[int, ...], box: Box) -> np.ndarra
     before = (np.cumsum(legal, dtype=np.int64) - legal) * (high - low)
     rows = positions // length
     within = np.clip(positions - rows * length - low, 0, high - low)
-    return before[rows] + np.where(legal[rows], within, 0)
+    ranks: np.ndarray = before[rows] + np.where(legal[rows], within, 0)
+    return ranks
 
 
 class RowRegion:

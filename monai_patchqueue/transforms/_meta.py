@@ -35,8 +35,11 @@ class PatchMeta:
     """
 
     def __init__(self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, info: dict[Any, Any]) -> None:
-        self._geometry, self._info = geometry, info
-        self._starts: list[list[int]] = starts.tolist()
+        self._info = {**info, TraceKeys.ORIG_SIZE: geometry.shape, TraceKeys.LAZY: False}
+        after = np.array(geometry.shape) - np.array(geometry.size) - starts
+        beside = np.stack((starts, after), axis=-1).reshape(len(starts), -1)
+        self._cropped: list[list[int]] = np.maximum(beside, 0).tolist()
+        self._padded: list[list[int]] = np.maximum(-beside, 0).tolist()
         self._centers: list[list[int]] = (starts + geometry.half).tolist()
         self._locations = locations(starts, geometry)
         self._attributes = dict(volume.__dict__) if isinstance(volume, MetaTensor) else _fresh_attributes(volume)
@@ -51,7 +54,7 @@ class PatchMeta:
         """Patch ``i`` as MetaTensor."""
         wrapped: MetaTensor = torch.as_tensor(patch).as_subclass(MetaTensor)
         meta = dict(self._meta)
-        meta[MetaKeys.AFFINE] = torch.tensor(self._affines[i])
+        meta[MetaKeys.AFFINE] = torch.from_numpy(self._affines[i].copy())
         self._note(i, meta)
         wrapped.__dict__.update(self._attributes)
         wrapped._meta = meta
@@ -63,7 +66,7 @@ class PatchMeta:
 
     def cut_lazily(self, i: int, volume: MetaTensor) -> MetaTensor:
         """The whole volume with the crop as a pending operation, as MONAI's lazy crops give it."""
-        slices = (slice(a, a + s) for a, s in zip(self._starts[i], self._geometry.size, strict=True))
+        slices = (slice(a, b) for a, b in self._locations[i])
         pending: MetaTensor = crop_func(volume, (slice(None), *slices), True, dict(self._info))
         self._note(i, pending.meta)
         return pending
@@ -75,17 +78,10 @@ class PatchMeta:
         meta[PATCH_LOCATION] = self._locations[i]
 
     def _trace(self, i: int) -> dict[Any, Any]:
-        cropped, padded = [], []
-        for a, s, n in zip(self._starts[i], self._geometry.size, self._geometry.shape, strict=True):
-            cropped += [max(a, 0), max(n - a - s, 0)]
-            padded += [max(-a, 0), max(a + s - n, 0)]
-        extra = {"cropped": cropped, "padded": padded} if any(padded) else {"cropped": cropped}
-        return {
-            **self._info,
-            TraceKeys.ORIG_SIZE: self._geometry.shape,
-            TraceKeys.LAZY: False,
-            TraceKeys.EXTRA_INFO: extra,
-        }
+        extra = {"cropped": self._cropped[i]}
+        if any(self._padded[i]):
+            extra["padded"] = self._padded[i]
+        return {**self._info, TraceKeys.EXTRA_INFO: extra}
 
 
 def _fresh_attributes(volume: Any) -> dict[str, Any]:
