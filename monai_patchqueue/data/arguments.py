@@ -28,7 +28,8 @@ def check_dataset(dataset: Any) -> None:
         )
     if isinstance(dataset, SmartCacheDataset):
         raise TypeError(
-            "SmartCacheDataset replaces its items between epochs, while the queue prepares the next epoch's volumes during "
+            "SmartCacheDataset replaces its items between epochs, while the queue prepares the next epoch's "
+            "volumes during "
             "this one. Use CacheDataset, PersistentDataset or Dataset: the queue keeps loading out of the way."
         )
     if len(dataset) == 0:
@@ -79,7 +80,8 @@ def start_context(method: str | BaseContext | None) -> BaseContext:
     name = method or ("fork" if sys.platform == "linux" else "spawn")
     if name not in multiprocessing.get_all_start_methods():
         raise ValueError(
-            f"multiprocessing_context={name!r}: expected one of {multiprocessing.get_all_start_methods()} on this system."
+            f"multiprocessing_context={name!r}: expected one of {multiprocessing.get_all_start_methods()} on this "
+            "system."
         )
     context = multiprocessing.get_context(name)
     if name == "forkserver":

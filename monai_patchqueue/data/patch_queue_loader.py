@@ -28,8 +28,8 @@ class PatchQueueLoader(DataLoader[Any]):
     dicts (the patches of a volume, as MONAI's multi-sample crops give them). Batches have data, metadata and affines as
     MONAI's own collation gives them.
 
-    Every volume gives exactly its number of patches in every epoch. With the same seed, batches are the same to the bit,
-    whoever prepares the volumes and however many do.
+    Every volume gives exactly its number of patches in every epoch. With the same seed, batches are the same to the
+    bit, whoever prepares the volumes and however many do.
 
     Args:
         dataset: map-style dataset of volumes.
@@ -40,8 +40,8 @@ class PatchQueueLoader(DataLoader[Any]):
         queue_length: patches that draws are made from. Default: min(patches per epoch, max(16 × samples per volume,
             8 × batch size)), at most a quarter of the memory.
         ram_budget: memory for the queue instead: a fraction (float up to 1), bytes, or a text like ``"8GiB"``.
-        samples_per_volume: patches that a volume gives: a number, the name of a key of its record, or a callable from its
-            record. Default: as the dataset's transforms say.
+        samples_per_volume: patches that a volume gives: a number, the name of a key of its record, or a callable
+            from its record. Default: as the dataset's transforms say.
         shuffle_patches: draw patches at random from the queue. Default: if ``shuffle`` or ``sampler`` is given.
         warmup: patches in the queue before the first batch of the first epoch. Default: one batch.
         worker_type: ``"process"`` or ``"thread"``.
@@ -82,6 +82,8 @@ class PatchQueueLoader(DataLoader[Any]):
         >>> len(loader), [tuple(batch["image"].shape) for batch in loader]
         (3, [(8, 1, 16, 16, 16), (8, 1, 16, 16, 16), (8, 1, 16, 16, 16)])
     """
+
+    progress: bool
 
     def __init__(
         self,
@@ -168,7 +170,8 @@ class PatchQueueLoader(DataLoader[Any]):
         if batch_unit is None and counts.max() > 1:
             per_volume = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
             warnings.warn(
-                f"batch_size={batch_size} counts patches here: {batch_size} in a batch. MONAI's DataLoader counts volumes: "
+                f"batch_size={batch_size} counts patches here: {batch_size} in a batch. MONAI's DataLoader counts "
+                "volumes: "
                 f"{per_volume} × {batch_size} patches. Say batch_unit='patch' or batch_unit='volume' to choose.",
                 stacklevel=2,
             )
@@ -176,7 +179,7 @@ class PatchQueueLoader(DataLoader[Any]):
             self._session.start()
 
     @property
-    def multiprocessing_context(self) -> str | BaseContext | None:  # type: ignore[override]
+    def multiprocessing_context(self) -> str | BaseContext | None:
         """How worker processes are started, as given."""
         context: str | BaseContext | None = self.__dict__.get("_context")
         return context
@@ -193,11 +196,7 @@ class PatchQueueLoader(DataLoader[Any]):
         return len(self._session)
 
     def __repr__(self) -> str:
-        session, stats = self._session, self.stats()
-        return (
-            f"{type(self).__name__}(volumes={len(session.options.counts)}, patches_per_epoch={session.draws}, "
-            f"batches={len(self)}, window={stats.queue_length or session.wished_length}, drawn={stats.patches})"
-        )
+        return f"{type(self).__name__}({self._session.describe()}, batches={len(self)})"
 
     def stats(self) -> QueueStats:
         """The queue's figures now; cheap enough for every step."""
@@ -206,8 +205,6 @@ class PatchQueueLoader(DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Name the next epoch; a sampler that has a ``set_epoch`` hears of it too."""
         self._session.set_epoch(epoch)
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
 
     def memory_bytes(self) -> int:
         """Memory of the queue: the slab and the batches in flight. Prepares one volume, which is used later."""

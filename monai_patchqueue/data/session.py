@@ -55,10 +55,12 @@ class QueueSession:
         """Draws in an epoch."""
         return self._sizing.draws
 
-    @property
-    def wished_length(self) -> int:
-        """The queue's length in patches, if memory allows."""
-        return self._sizing.wished_length
+    def describe(self) -> str:
+        """What a ``repr`` shows."""
+        stats = self.stats()
+        window = stats.queue_length or self._sizing.wished_length
+        volumes = len(self.options.counts)
+        return f"volumes={volumes}, window={window}, patches_per_epoch={self.draws}, drawn={stats.patches}"
 
     # -- running
 
@@ -71,7 +73,7 @@ class QueueSession:
                     "runs in the process that made it."
                 )
             options = self.options
-            recipe = Recipe(options.dataset, self.seed, options.patch_transform, options.worker_init_fn)
+            recipe = Recipe(options.dataset, self.seed, options.patch_transform, options.worker_init_fn).with_traced()
             handle = SlabHandle(
                 shared=options.executor is None and options.num_workers > 0 and options.worker_type == "process"
             )
@@ -219,7 +221,9 @@ class QueueSession:
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the next epoch."""
+        """Name the next epoch, to the sampler too where that has a ``set_epoch``."""
+        if hasattr(self.options.sampler, "set_epoch"):
+            self.options.sampler.set_epoch(int(epoch))
         self.epoch, self.batches = int(epoch), 0
         self._resuming = None
 

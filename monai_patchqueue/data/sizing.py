@@ -21,8 +21,8 @@ __all__ = ["Sizing", "epoch_patches"]
 def epoch_patches(sampler: Iterable[int], counts: np.ndarray[Any, np.dtype[np.int64]]) -> int:
     """Patches in an epoch: the same in every epoch, and on every rank.
 
-    Σ counts / replicas, rounded up, under a ``DistributedSampler``; the sum over the volumes that it gives where a sampler
-    says which these are; else mean count × ``len(sampler)``, rounded up.
+    Σ counts / replicas, rounded up, under a ``DistributedSampler``; the sum over the volumes that it gives where a
+    sampler says which these are; else mean count × ``len(sampler)``, rounded up.
 
     Raises:
         TypeError: a sampler without a length.
@@ -35,7 +35,8 @@ def epoch_patches(sampler: Iterable[int], counts: np.ndarray[Any, np.dtype[np.in
     if isinstance(sampler, DistributedSampler):
         if sampler.num_replicas > len(counts):
             raise ValueError(
-                f"{len(counts)} volumes for {sampler.num_replicas} ranks: each rank needs a volume of its own. Use fewer "
+                f"{len(counts)} volumes for {sampler.num_replicas} ranks: each rank needs a volume of its own. "
+                "Use fewer "
                 "ranks or more volumes."
             )
         return -(-total // sampler.num_replicas)
@@ -92,7 +93,8 @@ class Sizing:
         )
         if not sizing.num_batches:
             raise ValueError(
-                f"an epoch has {sizing.draws} patches, fewer than batch_size={options.batch_size}: with drop_last=True no "
+                f"an epoch has {sizing.draws} patches, fewer than batch_size={options.batch_size}: with "
+                "drop_last=True no "
                 "batch would be left."
             )
         return sizing
@@ -130,8 +132,10 @@ class Sizing:
             needed = self.slots(self.wished_length) * size
             if needed > available:
                 raise ValueError(
-                    f"queue_length={self.length} does not fit into memory: {self._arithmetic(self.wished_length, size)}, of "
-                    f"{format_bytes(available)} available. Lower queue_length, samples_per_volume or num_workers, or pass "
+                    f"queue_length={self.length} does not fit into memory: "
+                    f"{self._arithmetic(self.wished_length, size)}, of "
+                    f"{format_bytes(available)} available. Lower queue_length, samples_per_volume or num_workers, "
+                    "or pass "
                     "ram_budget."
                 )
             return self.wished_length
@@ -142,7 +146,8 @@ class Sizing:
         length = allowed // size - self.slots(0)
         if length < 1 or allowed > available:
             raise ValueError(
-                f"ram_budget={self.budget!r} allows {format_bytes(allowed)} for this process, of {format_bytes(available)} "
+                f"ram_budget={self.budget!r} allows {format_bytes(allowed)} for this process, of "
+                f"{format_bytes(available)} "
                 f"available; the shortest queue needs {self._arithmetic(1, size)}. Change ram_budget, or lower "
                 "samples_per_volume or num_workers."
             )
@@ -151,6 +156,7 @@ class Sizing:
     def _arithmetic(self, length: int, size: int) -> str:
         slots = self.slots(length)
         return (
-            f"({length} slots for the queue + {slots - length} for volumes in preparation) × {format_bytes(size)} a patch = "
+            f"({length} slots for the queue + {slots - length} for volumes in preparation) × {format_bytes(size)} "
+            "a patch = "
             f"{format_bytes(slots * size)}"
         )

@@ -68,8 +68,8 @@ def count_patches(dataset: Any, samples_per_volume: SamplesPerVolume | None) -> 
 
     Args:
         dataset: map-style dataset.
-        samples_per_volume: a number, the name of a key of the volumes' records that holds it (1 where a record lacks it),
-            or a callable from a record to it. ``None`` reads it off the dataset's transforms.
+        samples_per_volume: a number, the name of a key of the volumes' records that holds it (1 where a record lacks
+            it), or a callable from a record to it. ``None`` reads it off the dataset's transforms.
 
     Raises:
         ValueError: where that cannot be known, or makes no sense.
@@ -98,7 +98,8 @@ def _spread(dataset: Any, number: SamplesPerVolume, default: int, what: str) -> 
     for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
             raise ValueError(
-                f"{what}={number!r} gives {value!r} for {volume_name(dataset, index)}; expected a number of patches, 0 or more."
+                f"{what}={number!r} gives {value!r} for {volume_name(dataset, index)}; expected a number of "
+                "patches, 0 or more."
             )
     return np.asarray(values, np.int64)
 
@@ -107,7 +108,8 @@ def _own_number(dataset: Any, index: int, number: Any, default: int, what: str) 
     record = volume_record(dataset, index)
     if record is None:
         raise ValueError(
-            f"{what}={number!r} is looked up in a volume's record, but {type(dataset).__name__} has no 'data' to look in. "
+            f"{what}={number!r} is looked up in a volume's record, but {type(dataset).__name__} has no 'data' to "
+            "look in. "
             "Pass a number, or a dataset that keeps its records in 'data' as MONAI's do."
         )
     if callable(number):

@@ -51,7 +51,8 @@ class VolumeRecord:
 def as_tensor(array: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor over the array's memory, without metadata."""
     if isinstance(array, MetaTensor):
-        return array.as_tensor().detach()
+        plain: torch.Tensor = array.as_tensor()
+        return plain.detach()
     if isinstance(array, torch.Tensor):
         return array.detach()
     if not array.dtype.isnative:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing import shared_memory
@@ -96,7 +97,7 @@ class SlabHandle:
             os.ftruncate(self._fd, nbytes)
             return mmap.mmap(self._fd, nbytes)
         self._memory = shared_memory.SharedMemory(create=True, size=nbytes)
-        return self._memory.buf
+        return _buffer(self._memory)
 
     @property
     def name(self) -> str | None:
@@ -108,7 +109,7 @@ class SlabHandle:
         if self._fd is not None:
             return mmap.mmap(self._fd, max(nbytes, 1))
         self._memory = _attach_untracked(name)
-        return self._memory.buf
+        return _buffer(self._memory)
 
     def close(self) -> None:
         """Give the memory back; views of it stay valid until they are gone."""
@@ -141,12 +142,20 @@ def _rebuild_handle(shared: bool, duplicate: Any) -> SlabHandle:
     return handle
 
 
+def _buffer(memory: shared_memory.SharedMemory) -> memoryview:
+    if memory.buf is None:
+        raise RuntimeError("the slab's shared memory was closed.")
+    return memory.buf
+
+
 def _attach_untracked(name: str | None) -> shared_memory.SharedMemory:
-    # Before Python 3.13 the resource tracker also registers attached memory, and would unlink it when a worker ends.
+    if sys.version_info >= (3, 13):
+        return shared_memory.SharedMemory(name=name, track=False)
+    # Here the resource tracker also registers attached memory, and would unlink it when a worker ends.
     from multiprocessing import resource_tracker
 
     register = resource_tracker.register
-    resource_tracker.register = lambda *_: None  # type: ignore[assignment]
+    resource_tracker.register = lambda *_: None
     try:
         return shared_memory.SharedMemory(name=name)
     finally:

@@ -68,7 +68,8 @@ class QueueStats:
 
     def __str__(self) -> str:
         return (
-            f"epoch {self.epoch}: {self.patches} patches of {self.volumes} volumes, {self.patches_per_second:.1f} patches/s, "
+            f"epoch {self.epoch}: {self.patches} patches of {self.volumes} volumes, {self.patches_per_second:.1f} "
+            "patches/s, "
             f"queue {self.fill:.0%} full, starved {self.starved:.0%} of the time"
         )
 

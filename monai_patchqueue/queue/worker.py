@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
-from monai.transforms.traits import MultiSampleTrait
+from monai.data import MetaTensor
+from monai.transforms.traits import InvertibleTrait, MultiSampleTrait
+from monai.utils import TraceKeys
 from torch.utils.data import Dataset
 
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
@@ -43,12 +45,19 @@ class Recipe:
         patch_transform: applied to each patch once.
         seed: the run's seed.
         worker_init_fn: called with the worker's number when it starts.
+        traced: identities of the pipeline's transforms in the consumer's process, by which MONAI finds the transform
+            that a trace is to be inverted with.
     """
 
     dataset: Dataset[Any]
     seed: int
     patch_transform: Callable[[Any], Any] | None = None
     worker_init_fn: Callable[[int], object] | None = None
+    traced: tuple[int, ...] = ()
+
+    def with_traced(self) -> Recipe:
+        """The recipe as the consumer hands it out."""
+        return replace(self, traced=_transform_ids(self))
 
 
 @dataclass
@@ -72,7 +81,13 @@ class Preparer:
         self._recipe = recipe
         self._where = where
         self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
-        self._samplers = [obj for obj in reachable(recipe.dataset) if isinstance(obj, MultiSampleTrait)]
+        self._samplers = [
+            obj for obj in reachable(recipe.dataset) if isinstance(obj, MultiSampleTrait) and callable(obj)
+        ]
+        own = _transform_ids(recipe)
+        # Under fork and inline they are the same.
+        self._renamed = dict(zip(own, recipe.traced, strict=True)) if len(own) == len(recipe.traced) else {}
+        self._renamed = {} if own == recipe.traced else self._renamed
         if where == "process":
             torch.set_num_threads(1)
 
@@ -90,9 +105,17 @@ class Preparer:
             patches = _patches(self._recipe.dataset[ticket.volume], ticket.count)
             if self._recipe.patch_transform is not None:
                 patches = [self._recipe.patch_transform(patch) for patch in patches]
+            if self._renamed:
+                self._rename_traces(patches)
             seconds = time.perf_counter() - start
             sampling = _clock.seconds
         return PreparedVolume(patches, {"load": seconds - sampling, "sample": sampling})
+
+    def _rename_traces(self, patches: Sequence[Patch]) -> None:
+        for patch in patches:
+            for value in patch.values():
+                if isinstance(value, MetaTensor):
+                    value.applied_operations = _renamed(value.applied_operations, self._renamed)
 
     @contextmanager
     def _surroundings(self, sequence: Any) -> Iterator[None]:
@@ -111,6 +134,22 @@ class Preparer:
                 torch.set_num_threads(threads)
 
 
+def _transform_ids(recipe: Recipe) -> tuple[int, ...]:
+    roots = recipe.dataset, recipe.patch_transform
+    return tuple(id(obj) for obj in reachable(roots) if isinstance(obj, InvertibleTrait))
+
+
+def _renamed(trace: Any, names: Mapping[int, int]) -> Any:
+    if isinstance(trace, dict):
+        return {
+            key: names.get(value, value) if key == TraceKeys.ID else _renamed(value, names)
+            for key, value in trace.items()
+        }
+    if type(trace) in (list, tuple):
+        return type(trace)(_renamed(part, names) for part in trace)
+    return trace
+
+
 def _patches(item: Any, count: int) -> list[Patch]:
     patches = [item] if isinstance(item, Mapping) else item
     if not isinstance(patches, Sequence) or isinstance(patches, (str, bytes)):
@@ -120,7 +159,8 @@ def _patches(item: Any, count: int) -> list[Patch]:
             hint = " Two transforms in sequence that each give several samples do this: keep one of them."
             nested = isinstance(patch, (list, tuple))
             raise TypeError(
-                f"expected a list of dicts, one per patch, found a list of {type(patch).__name__}.{hint if nested else ''}"
+                "expected a list of dicts, one per patch, found a list of "
+                f"{type(patch).__name__}.{hint if nested else ''}"
             )
     if len(patches) != count:
         raise ValueError(
@@ -159,7 +199,8 @@ def _check(patch: Patch, number: int, keys: Mapping[str, KeySpec], first_patch: 
     difference = first_difference(keys, array_specs(patch, always=keys))
     if difference:
         raise ValueError(
-            f"patch {number} does not fit the patches of {first}, which was prepared first: {difference}. Patches of all "
+            f"patch {number} does not fit the patches of {first}, which was prepared first: {difference}. Patches "
+            "of all "
             "volumes need the same keys, shapes and dtypes: add SpatialPadd or ResizeWithPadOrCropd for shapes, "
             "CastToTyped or EnsureTyped for dtypes and MetaTensors, DeleteItemsd for keys."
         )
@@ -172,7 +213,7 @@ def _timed(samplers: Sequence[object]) -> Iterator[None]:
     classes = [type(sampler) for sampler in samplers]
     try:
         for sampler, cls in zip(samplers, classes, strict=True):
-            timed = _timed_class(cls)
+            timed = _timed_class(cls)  # type: ignore[arg-type]
             if timed is not None:
                 sampler.__class__ = timed
         yield
@@ -184,16 +225,16 @@ def _timed(samplers: Sequence[object]) -> Iterator[None]:
 @cache
 def _timed_class(cls: type) -> type | None:
     """A subclass that differs only in that its calls are timed, so that ``isinstance`` and messages stay the same."""
-    if "__slots__" in vars(cls) or not hasattr(cls, "__call__"):
+    if "__slots__" in vars(cls):
         return None
 
     def timed_call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _clock.inside:  # a dictionary transform calls its array transform
-            return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+            return cls.__call__(self, *args, **kwargs)
         _clock.inside = True
         start = time.perf_counter()
         try:
-            return cls.__call__(self, *args, **kwargs)  # type: ignore[operator]
+            return cls.__call__(self, *args, **kwargs)
         finally:
             _clock.seconds += time.perf_counter() - start
             _clock.inside = False
@@ -203,12 +244,13 @@ def _timed_class(cls: type) -> type | None:
 
 def thread_copy(recipe: Recipe) -> Recipe:
     """A copy for a thread of its own: transforms are copied, data and caches are shared."""
-    return Recipe(
-        _copy_dataset(recipe.dataset, {}), recipe.seed, copy.deepcopy(recipe.patch_transform), recipe.worker_init_fn
-    )
+    memo: dict[int, Any] = {}
+    dataset = _copy_dataset(recipe.dataset, memo)
+    return replace(recipe, dataset=dataset, patch_transform=copy.deepcopy(recipe.patch_transform, memo))
 
 
 def _copy_dataset(dataset: Any, memo: dict[int, Any]) -> Any:
+    """The datasets and their transforms anew, objects that they have in common once, around the same data."""
     if id(dataset) in memo:
         return memo[id(dataset)]
     clone = memo[id(dataset)] = copy.copy(dataset)
@@ -218,7 +260,7 @@ def _copy_dataset(dataset: Any, memo: dict[int, Any]) -> Any:
         elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Dataset) for v in value):
             setattr(clone, name, type(value)(_copy_dataset(v, memo) for v in value))
         elif callable(value) or _holds_random_state(value):
-            setattr(clone, name, copy.deepcopy(value))
+            setattr(clone, name, copy.deepcopy(value, memo))
     return clone
 
 

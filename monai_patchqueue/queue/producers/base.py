@@ -84,7 +84,7 @@ class Producer(ABC):
     def grant(self, number: int, slots: Sequence[int]) -> None:
         """Give a volume that waits for them its slots; the slab is there by then."""
 
-    def announce(self, info: SlabInfo) -> None:
+    def announce(self, info: SlabInfo) -> None:  # noqa: B027 (not every producer writes into the slab)
         """The slab has been laid out."""
 
     @abstractmethod

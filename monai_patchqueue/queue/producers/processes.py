@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, parent_process
@@ -62,7 +63,8 @@ class _ProcessWorker:
             self.process.start()
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise TypeError(
-                f"{describe_unpicklable(producer.recipe)} cannot be sent to a worker process started by {method!r}: {error}. "
+                f"{describe_unpicklable(producer.recipe)} cannot be sent to a worker process started by "
+                f"{method!r}: {error}. "
                 "Define functions at a module's top level instead of as lambdas or inside functions, or use "
                 "worker_type='thread', or multiprocessing_context='fork' where the system has it."
             ) from error
@@ -73,10 +75,8 @@ class _ProcessWorker:
         return f"worker process {self.index}, pid {self.process.pid}"
 
     def send(self, *message: Any) -> None:
-        try:
+        with suppress(ConnectionError):  # it has died: its sentinel says so too
             self.connection.send_bytes(dumps(message))
-        except (BrokenPipeError, ConnectionError):
-            pass  # it has died: its sentinel says so too
 
     def assign(self, assignment: Assignment) -> None:
         if not self.assignments:
