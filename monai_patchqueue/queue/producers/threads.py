@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,6 +23,18 @@ from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
 __all__ = ["ThreadProducer", "one_openmp_thread"]
 
 
+# Python before 3.14 aborts when a daemon thread is inside C++ code while the interpreter ends.
+_alive: weakref.WeakSet[_ThreadWorker] = weakref.WeakSet()
+_SECONDS_TO_END = 5.0
+
+
+@atexit.register
+def _end_threads() -> None:
+    deadline = time.monotonic() + _SECONDS_TO_END
+    for worker in [worker for worker in _alive if worker.abandon() is not None or worker.interrupted]:
+        worker.thread.join(max(deadline - time.monotonic(), 0.0))
+
+
 class _ThreadWorker:
     """One thread, with transforms of its own."""
 
@@ -32,6 +46,8 @@ class _ThreadWorker:
         self._lock = threading.Lock()
         self._preparing: tuple[Assignment, float] | None = None
         self._abandoned = False
+        self.interrupted = False
+        _alive.add(self)
         self.thread = threading.Thread(target=self._run, name=f"patchqueue-worker-{index}", daemon=True)
         self.thread.start()
 
@@ -45,7 +61,12 @@ class _ThreadWorker:
         with self._lock:
             preparing, self._preparing = self._preparing, None
             self._abandoned = True
-            return None if preparing is None else preparing[0]
+            if preparing is None:
+                return None
+        self.interrupted = True
+        # Ends the thread when it next comes back from C to Python.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(SystemExit))
+        return preparing[0]
 
     def _run(self) -> None:
         one_openmp_thread()
