@@ -25,11 +25,11 @@ __all__ = ["SYNTHETIC_LABELS", "make_synthetic_dataset", "synthetic_volume"]
 
 logger = logging.getLogger(__name__)
 
-SYNTHETIC_LABELS = {0: "background", 1: "grainy organ", 2: "striped organ", 3: "lesion"}
+SYNTHETIC_LABELS = {0: "background", 1: "grainy organ", 2: "layered organ", 3: "lesion"}
 """What the label values of the synthetic volumes stand for."""
 
 # Part of the cache key: raise it whenever a change below alters a voxel, so that no one trains on stale files.
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _SPACING_MM = (1.5, 1.2, 2.0)
 _LESIONS = 3
 _DISTRACTORS = 18
@@ -104,7 +104,7 @@ def synthetic_volume(
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8], npt.NDArray[np.uint8], FloatVolume]:
     """Make one volume: image, label, sampling weights and affine.
 
-    Intensity alone tells nothing: background, the grainy organ (1) and the striped organ (2) have the same mean and
+    Intensity alone tells nothing: background, the grainy organ (1) and the layered organ (2) have the same mean and
     spread and differ in texture only, a bias field runs over everything, and the bright spots that are lesions
     (3, less than one voxel in a thousand) within the grainy organ are outnumbered by equal ones elsewhere. The
     affine has anisotropic voxels, flipped axes and a rotation.
@@ -124,25 +124,25 @@ def synthetic_volume(
     """
     rng = np.random.default_rng([seed, index])
     size = (int(shape[0]), int(shape[1]), int(shape[2]))
-    grid = np.meshgrid(*(np.linspace(-1.0, 1.0, n) for n in size), indexing="ij")
     voxels = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in size), indexing="ij")
+    grid = np.meshgrid(*(np.linspace(-1.0, 1.0, n) for n in size), indexing="ij")
 
     wobble = 0.2 * _smooth_noise(rng, size, 5.0)
     # The organs lie in opposite halves along the first axis, in either order.
     side = 1.0 if rng.random() < 0.5 else -1.0
     grainy = _ellipsoid(rng, grid, side) + wobble < 1
-    striped = (_ellipsoid(rng, grid, -side) + wobble < 1) & ~grainy
+    layered = (_ellipsoid(rng, grid, -side) + wobble < 1) & ~grainy
     label = np.zeros(size, dtype=np.uint8)
     label[grainy] = 1
-    label[striped] = 2
+    label[layered] = 2
 
-    direction = rng.normal(size=3)
-    direction /= np.linalg.norm(direction)
-    along = sum(d * axis for d, axis in zip(direction, voxels, strict=True))
-    stripes = np.sqrt(2) * np.sin(2 * np.pi * along / 5.0 + rng.uniform(0, 2 * np.pi))
+    # Layers are concentric, so that each volume shows them in every direction.
+    middle = np.argwhere(layered).mean(axis=0)
+    distance = np.sqrt(np.sum([(axis - m) ** 2 for axis, m in zip(voxels, middle, strict=True)], axis=0))
+    layers = np.sqrt(2) * np.sin(2 * np.pi * distance / 5.0 + rng.uniform(0, 2 * np.pi))
     texture = _smooth_noise(rng, size, 4.0)
     texture = np.where(grainy, _smooth_noise(rng, size, 0.6), texture)
-    texture = np.where(striped, stripes, texture)
+    texture = np.where(layered, layers, texture)
 
     inner = _ball_fits(grainy, 4)
     spots = _draw_spots(rng, voxels, inner, _LESIONS)

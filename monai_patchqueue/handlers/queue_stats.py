@@ -32,7 +32,7 @@ class QueueStatsHandler:
     ``loader.stats()`` and nothing else, and works with any engine. Ignite clears metrics neither between epochs nor
     between runs; each figure stays until the next iteration overwrites it.
 
-    Each figure's name is ``name``, an underscore and one of:
+    Each metric's name is ``name``, an underscore and one of these (``queue_length`` gets no second ``queue_``):
 
     ======================  =========  =====================================================================
     figure                  unit       meaning
@@ -134,9 +134,13 @@ class QueueStatsHandler:
         scalars = stats.scalars()
         figures = scalars if self.figures is None else self.figures
         try:
-            engine.state.metrics.update({f"{self.name}_{figure}": scalars[figure] for figure in figures})
+            engine.state.metrics.update({self._metric(figure): scalars[figure] for figure in figures})
         except KeyError as error:
             raise ValueError(f"figures: {error} is none of {', '.join(scalars)}.") from None
+
+    def _metric(self, figure: str) -> str:
+        prefix = f"{self.name}_"
+        return figure if figure.startswith(prefix) else prefix + figure  # no queue_queue_length
 
     def _label(self) -> str:
         # Every rank has a queue of its own, and any of them can be the one that the others wait for.
