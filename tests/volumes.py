@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 
 
 def numbered(*shape: int, channels: int = 1) -> np.ndarray:
-    """A channel-first int32 volume in which each voxel holds its own number from 1, so that a patch says where it is from."""
+    """A channel-first int32 volume whose voxels hold their own number, from 1: a patch says where it is from."""
     return np.arange(1, channels * int(np.prod(shape)) + 1, dtype=np.int32).reshape(channels, *shape)
 
 

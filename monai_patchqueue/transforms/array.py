@@ -336,8 +336,9 @@ class GridPatchSamples(PatchTransform):
         super().__init__(spatial_size, border, padding_mode, lazy)
         self.overlap = check_overlap(overlap)
         self.pad_overlap = bool(pad_overlap)
-        if isinstance(self.spatial_size, tuple) and -1 not in self.spatial_size:
-            overlap_voxels(self.overlap, self.spatial_size)
+        sizes = self.spatial_size if isinstance(self.spatial_size, tuple) else (self.spatial_size,)
+        if -1 not in sizes and (len(sizes) > 1 or not isinstance(self.overlap, tuple)):
+            overlap_voxels(self.overlap, sizes)
 
     def count(self, shape: Sequence[int]) -> int:
         """How many patches a volume of this spatial shape gives.

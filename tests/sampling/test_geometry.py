@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,7 +68,7 @@ def test_a_grid_covers_each_axis_without_gap_and_ends_at_the_border(n: int, s: i
     starts = axis_starts(n, s, overlap)
     assert starts[0] == 0
     assert starts[-1] == n - s
-    assert all(0 < b - a <= s - overlap for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= s - overlap for a, b in pairwise(starts))
 
 
 def test_a_grid_counts_what_it_gives_and_runs_through_the_last_axis_first() -> None:
