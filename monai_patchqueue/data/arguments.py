@@ -125,6 +125,8 @@ def resolve(*, multiprocessing_context: str | BaseContext | None, **arguments: A
 
 
 def _check_workers(arguments: dict[str, Any]) -> None:
+    if arguments["on_error"] not in ("raise", "replace"):
+        raise ValueError(f"on_error={arguments['on_error']!r}: expected 'raise' or 'replace'.")
     if arguments["worker_type"] not in ("process", "thread"):
         raise ValueError(f"worker_type={arguments['worker_type']!r}: expected 'process' or 'thread'.")
     executor = arguments["executor"]

@@ -36,6 +36,7 @@ class QueueOptions:
     executor: Executor | None = None
     context: BaseContext | None = None
     persistent_workers: bool = True
+    on_error: Literal["raise", "replace"] = "raise"
     volume_timeout: float | None = None
     timeout: float | None = None
     worker_init_fn: Callable[[int], object] | None = None

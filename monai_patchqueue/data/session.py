@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ..queue.slab import SlabHandle, SlabLayout
 from ..queue.stats import QueueStats, Recorder
 from ..queue.worker import PreparedVolume, Preparer, Recipe
 from .options import QueueOptions
+from .position import Position
 from .sizing import Sizing
 from .volumes import volume_name
 
@@ -41,7 +43,7 @@ class QueueSession:
         self._runner: Runner | None = None
         self._plan: EpochPlan | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._resuming: tuple[tuple[int, ...], int] | None = None
+        self._resuming: Position | None = None
         self._prepared: tuple[Ticket, PreparedVolume] | None = None
         self._pid = os.getpid()
         self._iterators = 0
@@ -87,6 +89,7 @@ class QueueSession:
                 length=self._sizing.queue_length,
                 volume_name=lambda index, dataset=options.dataset: volume_name(dataset, index),  # type: ignore[misc]
                 recorder=self._recorder,
+                replace_failed=options.on_error == "replace",
             )
             if self._prepared is not None:
                 queue.offer(*self._prepared)
@@ -118,19 +121,19 @@ class QueueSession:
 
     def iterate(self) -> Iterator[Any]:
         """Begin the next epoch; an iterator over its batches. An older iterator ends with an error."""
-        if self.batches:
+        if self.batches and self._resuming is None:
             self.epoch, self.batches = self.epoch + 1, 0
         runner = self.start()
-        if self._resuming is not None:
-            order, batches = self._resuming
+        order, resuming = self._orders.take(self.epoch), self._resuming
+        if resuming is not None:
             self._resuming = None
-            self._orders.take(self.epoch)
-        else:
-            order, batches = self._orders.take(self.epoch), 0
+            self.batches = resuming.batches
+            order = resuming.order or order
         self._plan = self._make_plan(self.epoch, order)
-        self.batches = batches
+        self._recorder.opened(self._plan.natural_draws, self._plan.num_draws)
         persistent = self.options.persistent_workers or self.options.executor is not None
-        runner.open(self._plan, self._following if persistent else _nothing, batches)
+        replaced = dict(resuming.replaced) if resuming else None
+        runner.open(self._plan, self._following if persistent else _nothing, self.batches, replaced)
         self._iterators += 1
         return _Batches(self, self._iterators)
 
@@ -219,6 +222,61 @@ class QueueSession:
             queue_length=queue.queue_length if queue else 0,
             slab_bytes=info.slab.layout.nbytes if info else 0,
         )
+
+    def position(self) -> Position:
+        """Where the loader is."""
+        if self._resuming is not None:
+            return self._resuming
+        over = self.batches == len(self)
+        begun = self._plan is not None and self._plan.epoch == self.epoch and not over
+        return Position(
+            epoch=self.epoch + over,
+            batches=0 if over else self.batches,
+            order=self._plan.order if begun and self._plan and self.batches else (),
+            replaced=tuple(self._runner.queue.replaced.items()) if begun and self._runner else (),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what of the arguments decides the batches, as plain values."""
+        length = self.stats().queue_length or self._sizing.wished_length
+        return {**self.position().as_dict(), "decisive": {**self._decisive(), "queue_length": length}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the position of ``state``."""
+        position, decisive = Position.from_dict(state), dict(state["decisive"])
+        own = self._decisive()
+        if self.options.seed is None:
+            own["seed"] = decisive["seed"]
+        if self.options.queue_length is not None:
+            own["queue_length"] = self._sizing.wished_length
+        for name, value in own.items():
+            if name in decisive and decisive[name] != value and (position.batches or name != "queue_length"):
+                raise ValueError(
+                    f"the state was taken with {name}={decisive[name]!r}, and this loader has {value!r}: its batches "
+                    f"would not go on where the state's end. Make the loader with {name}={decisive[name]!r}."
+                )
+        self.stop()
+        self.seed = decisive["seed"]
+        self._orders = VolumeOrders(self.options.sampler, self.seed, len(self.options.counts))
+        if self.options.queue_length is None:
+            self._sizing = replace(self._sizing, length=decisive["queue_length"], budget=None)
+        self.epoch, self.batches, self._plan = position.epoch, position.batches, None
+        self._prepared = None
+        self._resuming = position
+        self._iterators += 1
+
+    def _decisive(self) -> dict[str, Any]:
+        options, sizing = self.options, self._sizing
+        return {
+            "seed": self.seed,
+            "volumes": len(options.counts),
+            "patches_per_epoch": sizing.patches,
+            "batch_size": options.batch_size,
+            "drop_last": options.drop_last,
+            "repeats": options.repeats,
+            "shuffle_patches": options.shuffle_patches,
+            "warmup": options.warmup,
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Name the next epoch, to the sampler too where that has a ``set_epoch``."""

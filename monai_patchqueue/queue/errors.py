@@ -19,6 +19,10 @@ class _Verbatim(str):
     __repr__ = str.__str__
 
 
+def _message(error: BaseException) -> str:
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
 @dataclass(frozen=True)
 class Failure:
     """What went wrong with a volume, in a form that crosses processes.
@@ -36,7 +40,9 @@ class Failure:
     @staticmethod
     def of(error: BaseException) -> Failure:
         """The failure that ``error``, caught in a worker, stands for."""
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        message, cause = _message(error), error.__cause__
+        while cause is not None:  # MONAI's own message says only which transform it was
+            message, cause = f"{message}: {type(cause).__name__}: {_message(cause)}", cause.__cause__
         return Failure(type(error), message, "".join(traceback.format_exception(error)))
 
     def exception(self, volume: str, worker: str) -> BaseException:

@@ -7,9 +7,12 @@ changes only how long a batch takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
+from .epoch import EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, array_specs
@@ -19,6 +22,8 @@ from .stats import Recorder
 from .worker import PreparedVolume, write
 
 __all__ = ["DrawnPatch", "PatchQueue", "VolumeFailedError"]
+
+logger = logging.getLogger(__name__)
 
 
 class VolumeFailedError(Exception):
@@ -39,63 +44,6 @@ class DrawnPatch:
     record: VolumeRecord
 
 
-@dataclass
-class _Volume:
-    """A volume that has been given to a producer."""
-
-    ticket: Ticket
-    number: int
-    left: set[int]  # patches that are still to be drawn
-    slots: list[int] | None = None
-    record: VolumeRecord | None = None
-    failed: tuple[Failure, str] | None = None
-    dropped: bool = False
-
-    @property
-    def untouched(self) -> bool:
-        """All its patches are there or coming."""
-        return self.failed is None and not self.dropped and len(self.left) == self.ticket.count
-
-
-@dataclass
-class _Epoch:
-    """An epoch under way."""
-
-    plan: EpochPlan
-    draws: Draws | None = None
-    cursor: int = 0
-    volumes: dict[int, _Volume] = field(default_factory=dict)  # in preparation or in the queue
-    taken: set[int] = field(default_factory=set)  # entries that are or were among the volumes
-    remaining: dict[int, set[int]] | None = None  # by entry, after resuming
-    pending: list[Draw] = field(default_factory=list)
-    batches: int = 0  # taken by the assembler
-
-    def next_entry(self) -> int | None:
-        """The next entry to prepare, in stream order."""
-        tickets = self.plan.tickets
-        while self.cursor < len(tickets):
-            entry = self.cursor
-            if entry not in self.taken and tickets[entry].count and self.needs(entry):
-                return entry
-            self.cursor += 1
-        return None
-
-    def needs(self, entry: int) -> bool:
-        """Whether any patch of an entry is still to be drawn."""
-        return self.remaining is None or entry in self.remaining
-
-    def add(self, entry: int, volume: _Volume) -> None:
-        """Take a volume in, as one that is in preparation or prepared."""
-        self.taken.add(entry)
-        self.volumes[entry] = volume
-
-    def patches_of(self, entry: int) -> set[int]:
-        """The patches of an entry that are still to be drawn."""
-        if self.remaining is not None:
-            return set(self.remaining[entry])
-        return set(range(self.plan.tickets[entry].count))
-
-
 class PatchQueue:
     """Volumes in preparation, patches in slots, batches in order.
 
@@ -108,6 +56,7 @@ class PatchQueue:
         length: from the bytes of a patch, the queue's length in patches.
         volume_name: a volume's name, for messages.
         recorder: where statistics are kept.
+        replace_failed: prepare another volume in place of one that fails, instead of ending the epoch with an error.
     """
 
     def __init__(
@@ -121,6 +70,7 @@ class PatchQueue:
         length: Callable[[int], int],
         volume_name: Callable[[int], str],
         recorder: Recorder,
+        replace_failed: bool = False,
     ) -> None:
         self.info: SlabInfo | None = None
         self.queue_length = 0
@@ -132,15 +82,17 @@ class PatchQueue:
         self._length = length
         self._volume_name = volume_name
         self._recorder = recorder
-        self._current: _Epoch | None = None
-        self._upcoming: _Epoch | None = None
+        self._replace_failed = replace_failed
+        self._again: deque[QueuedVolume] = deque()
+        self._current: EpochUnderWay | None = None
+        self._upcoming: EpochUnderWay | None = None
         self._free: list[int] = []
-        self._in_flight: dict[int, _Volume] = {}
+        self._in_flight: dict[int, QueuedVolume] = {}
         self._numbers = 0
         self._waiting: dict[int, dict[str, KeySpec]] = {}
         self._in_memory: dict[int, PreparedVolume] = {}
         self._prepared: dict[Ticket, PreparedVolume] = {}
-        self._failed: list[_Volume] = []
+        self._failed: list[QueuedVolume] = []
         self._ready = 0
 
     # -- epochs
@@ -149,30 +101,46 @@ class PatchQueue:
         """Take a volume that has been prepared already, to find out what patches look like."""
         self._prepared[ticket] = volume
 
-    def open(self, plan: EpochPlan, following: EpochPlan | None, batches: int = 0) -> None:
-        """Begin an epoch, after ``batches`` batches that were drawn in an earlier run.
+    @property
+    def replaced(self) -> dict[int, int]:
+        """Replacements tried for volumes of the epoch under way, by entry."""
+        return dict(self._current.replaced) if self._current else {}
+
+    def open(
+        self,
+        plan: EpochPlan,
+        following: EpochPlan | None,
+        batches: int = 0,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
+        """Begin an epoch, after ``batches`` batches (and replacements) of an earlier run.
 
         What is prepared already, of this epoch and the following one, is kept where it still occurs.
         """
-        kept: dict[Ticket, _Volume] = {}
-        for epoch in (self._current, self._upcoming):
+        guessed = self._upcoming
+        as_guessed = guessed is not None and guessed.is_for(plan) and not batches
+        kept: dict[Ticket, QueuedVolume] = {}
+        for epoch in (self._current, None if as_guessed else guessed):
             for volume in epoch.volumes.values() if epoch else ():
                 kept[volume.ticket] = volume
-        self._current = self._new_epoch(plan, batches)
+        if as_guessed and guessed is not None:
+            self._current = guessed
+        else:
+            self._current = self._new_epoch(plan, batches)
+            self._current.replaced.update(replaced or {})
+            self._adopt(self._current, kept, 0)
         self._upcoming = self._new_epoch(following, 0) if following else None
-        before = 0
-        for epoch in (self._current, self._upcoming):
-            if epoch is not None:
-                self._adopt(epoch, kept, before)
-                before += epoch.plan.starts[-1]
+        if self._upcoming is not None:
+            self._adopt(self._upcoming, kept, self._current.plan.starts[-1])
         for volume in kept.values():
             self._drop(volume)
         self._failed = [volume for volume in self._failed if not volume.dropped]
+        self._again = deque(volume for volume in self._again if not volume.dropped)
 
-    def _new_epoch(self, plan: EpochPlan, batches: int) -> _Epoch:
+    def _new_epoch(self, plan: EpochPlan, batches: int) -> EpochUnderWay:
         if self.info is not None:
             plan = replace(plan, queue_length=self.queue_length)
-        epoch = _Epoch(plan, batches=batches)
+        epoch = EpochUnderWay(plan, batches=batches)
         if batches:
             # Which volumes are needed does not depend on the queue's final length having been settled only if it is
             # given; else the slab's layout comes first, and `_start_draws` catches up.
@@ -184,14 +152,14 @@ class PatchQueue:
     def _drawn_after(self, batches: int, plan: EpochPlan) -> int:
         return min(batches * self._batch_size, plan.num_draws)
 
-    def _start_draws(self, epoch: _Epoch) -> None:
+    def _start_draws(self, epoch: EpochUnderWay) -> None:
         epoch.plan = replace(epoch.plan, queue_length=self.queue_length)
         epoch.draws = Draws(epoch.plan)
         if epoch.batches:
             epoch.draws.advance(self._drawn_after(epoch.batches, epoch.plan))
             epoch.remaining = epoch.draws.remaining()
 
-    def _adopt(self, epoch: _Epoch, kept: dict[Ticket, _Volume], before: int) -> None:
+    def _adopt(self, epoch: EpochUnderWay, kept: dict[Ticket, QueuedVolume], before: int) -> None:
         """Keep prepared volumes that could be there if all before them were, so that those still find slots."""
         slots = self.info.slab.layout.slots if self.info else 0
         for entry, ticket in enumerate(epoch.plan.tickets):
@@ -202,18 +170,18 @@ class PatchQueue:
                 epoch.add(entry, kept.pop(ticket))
                 self._keep_only(volume, epoch.patches_of(entry))
 
-    def _keep_only(self, volume: _Volume, patches: set[int]) -> None:
+    def _keep_only(self, volume: QueuedVolume, patches: set[int]) -> None:
         if volume.record is not None:
             self._ready += len(patches) - len(volume.left)
         volume.left = patches
         if volume.number not in self._in_flight:
             self._release(volume)
 
-    def _drop(self, volume: _Volume) -> None:
+    def _drop(self, volume: QueuedVolume) -> None:
         volume.dropped = True
         self._keep_only(volume, set())
 
-    def _release(self, volume: _Volume) -> None:
+    def _release(self, volume: QueuedVolume) -> None:
         """Free the slots of a volume's patches that nobody will draw (any more)."""
         for patch, slot in enumerate(volume.slots or ()):
             if slot >= 0 and patch not in volume.left and volume.slots is not None:
@@ -226,6 +194,16 @@ class PatchQueue:
         """Hand out volumes in stream order as long as there is somebody to take them and room for their patches."""
         taken = 0
         while self._producer.capacity() > 0 and (limit is None or taken < limit):
+            if self._again:
+                volume = self._again.popleft()
+                if volume.dropped:
+                    continue
+                if self.info is not None and volume.slots is None:
+                    volume.slots = [self._free.pop() for _ in range(volume.ticket.count)]
+                self._in_flight[volume.number] = volume
+                self._submit(volume)
+                taken += 1
+                continue
             if self.info is None and len(self._in_flight) >= self._producer.num_workers:
                 return
             epoch, entry = self._next()
@@ -238,17 +216,23 @@ class PatchQueue:
                     return
                 slots = [self._free.pop() for _ in range(ticket.count)]
             self._numbers += 1
-            volume = _Volume(ticket, self._numbers, epoch.patches_of(entry), slots)
+            source = ticket
+            if entry in epoch.replaced:
+                source = epoch.plan.replacement(entry, epoch.replaced[entry] - 1) or ticket
+            volume = QueuedVolume(entry, ticket, self._numbers, epoch.patches_of(entry), source, slots)
             epoch.add(entry, volume)
             self._in_flight[volume.number] = volume
+            self._submit(volume)
             taken += 1
-            prepared = self._prepared.pop(ticket, None)
-            if prepared is None:
-                self._producer.submit(Assignment(volume.number, ticket, slots))
-            else:
-                self.handle(InMemory(volume.number, prepared))
 
-    def _next(self) -> tuple[_Epoch | None, int | None]:
+    def _submit(self, volume: QueuedVolume) -> None:
+        prepared = self._prepared.pop(volume.source, None)
+        if prepared is None:
+            self._producer.submit(Assignment(volume.number, volume.source, volume.slots))
+        else:
+            self.handle(InMemory(volume.number, prepared))
+
+    def _next(self) -> tuple[EpochUnderWay | None, int | None]:
         for epoch in (self._current, self._upcoming):
             entry = epoch.next_entry() if epoch else None
             if entry is not None:
@@ -270,13 +254,33 @@ class PatchQueue:
             self._landed(volume, event.record)
         else:
             del self._in_flight[volume.number]
-            volume.failed = event.failure, event.worker
-            self._keep_only(volume, set())
-            if not volume.dropped:
-                self._failed.append(volume)
+            self._fail(volume, event.failure, event.worker)
             self._lay_out()
 
-    def _landed(self, volume: _Volume, record: VolumeRecord) -> None:
+    def _fail(self, volume: QueuedVolume, failure: Failure, worker: str) -> None:
+        if volume.dropped:
+            self._release(volume)
+            return
+        self._recorder.failed(volume.source.volume)
+        if self._replace_failed:
+            epoch = next(e for e in (self._current, self._upcoming) if e and e.volumes.get(volume.entry) is volume)
+            attempt = epoch.replaced.get(volume.entry, 0)
+            source = epoch.plan.replacement(volume.entry, attempt)
+            if source is not None:
+                name = self._volume_name(volume.source.volume)
+                other, kind = self._volume_name(source.volume), failure.kind.__name__
+                logger.warning("%s failed and is replaced by %s: %s: %s", name, other, kind, failure.message)
+                epoch.replaced[volume.entry] = attempt + 1
+                self._numbers += 1
+                volume.number, volume.source = self._numbers, source
+                self._again.append(volume)
+                return
+            failure = replace(failure, message=f"{failure.message} No volume is left to replace it: all have failed.")
+        volume.failed = failure, worker
+        self._keep_only(volume, set())
+        self._failed.append(volume)
+
+    def _landed(self, volume: QueuedVolume, record: VolumeRecord) -> None:
         del self._in_flight[volume.number]
         volume.record = record
         self._ready += len(volume.left)
@@ -295,7 +299,7 @@ class PatchQueue:
                 specs = self._waiting[first]
             else:
                 return
-            self._allocate(SlabSpec(specs, self._volume_name(self._in_flight[first].ticket.volume)))
+            self._allocate(SlabSpec(specs, self._volume_name(self._in_flight[first].source.volume)))
         for number in list(self._waiting):
             del self._waiting[number]
             slots = self._in_flight[number].slots
@@ -316,7 +320,7 @@ class PatchQueue:
                 self._start_draws(epoch)
         self._producer.announce(self.info)
 
-    def _write(self, volume: _Volume, prepared: PreparedVolume) -> None:
+    def _write(self, volume: QueuedVolume, prepared: PreparedVolume) -> None:
         if self.info is None or volume.slots is None:
             raise RuntimeError("a volume is written before the slab is laid out.")
         try:
@@ -354,7 +358,7 @@ class PatchQueue:
             volume = epoch.volumes.get(draw.entry)
             if volume is None or volume.record is None or volume.slots is None:
                 return None
-            patches.append(DrawnPatch(volume.ticket, draw, volume.slots[draw.patch], volume.record))
+            patches.append(DrawnPatch(volume.source, draw, volume.slots[draw.patch], volume.record))
         return patches
 
     def drawn(self, patches: list[DrawnPatch]) -> None:
@@ -376,18 +380,18 @@ class PatchQueue:
         """Patches that lie in their slots and are still to be drawn, the following epoch's included."""
         return self._ready
 
-    def _finish(self, epoch: _Epoch) -> None:
+    def _finish(self, epoch: EpochUnderWay) -> None:
         """Drop what an epoch has left (a batch that was too small, or draws beyond its length)."""
         for volume in epoch.volumes.values():
             self._drop(volume)
         epoch.volumes = {}
         epoch.cursor = len(epoch.plan.tickets)
 
-    def _raise_failure(self, epoch: _Epoch) -> None:
+    def _raise_failure(self, epoch: EpochUnderWay) -> None:
         for volume in self._failed:
             if volume.failed is not None and volume.ticket.epoch == epoch.plan.epoch:
                 failure, worker = volume.failed
-                raise VolumeFailedError(failure.exception(self._volume_name(volume.ticket.volume), worker))
+                raise VolumeFailedError(failure.exception(self._volume_name(volume.source.volume), worker))
 
 
 @dataclass(frozen=True)

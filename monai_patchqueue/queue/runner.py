@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .assemble import Assembler
@@ -44,8 +44,17 @@ class Runner(ABC):
         return Batch(content, Counter(patch.ticket.volume for patch in patches))
 
     @abstractmethod
-    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
-        """Begin an epoch; ``following`` gives the plan that the next one will probably have."""
+    def open(
+        self,
+        plan: EpochPlan,
+        following: Callable[[], EpochPlan | None],
+        batches: int = 0,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
+        """Begin an epoch, after ``batches`` batches and replacements of an earlier run.
+
+        ``following`` gives the plan that the next epoch will probably have.
+        """
 
     @abstractmethod
     def next(self, timeout: float | None = None) -> Batch | None:
@@ -63,9 +72,15 @@ class Runner(ABC):
 class InlineRunner(Runner):
     """Prepares what is needed when it is needed, in the consumer's thread."""
 
-    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
+    def open(
+        self,
+        plan: EpochPlan,
+        following: Callable[[], EpochPlan | None],
+        batches: int = 0,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
         self._plan, self._batches = plan, batches
-        self.queue.open(plan, None, batches)
+        self.queue.open(plan, None, batches, replaced)
 
     def next(self, timeout: float | None = None) -> Batch | None:
         while True:
@@ -92,14 +107,20 @@ class BackgroundRunner(Runner):
         self._ahead: Batch | None = None
         self._over = False
         self._error: BaseException | None = None
-        self._opening: tuple[EpochPlan, EpochPlan | None, int] | None = None
+        self._opening: tuple[EpochPlan, EpochPlan | None, int, Mapping[int, int] | None] | None = None
         self._broken: BaseException | None = None
         self._handed_out = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="patchqueue", daemon=True)
         self._thread.start()
 
-    def open(self, plan: EpochPlan, following: Callable[[], EpochPlan | None], batches: int = 0) -> None:
+    def open(
+        self,
+        plan: EpochPlan,
+        following: Callable[[], EpochPlan | None],
+        batches: int = 0,
+        replaced: Mapping[int, int] | None = None,
+    ) -> None:
         upcoming = following()
         with self._changed:
             if self._broken is not None:
@@ -107,7 +128,7 @@ class BackgroundRunner(Runner):
             untouched = self._plan == plan and not self._handed_out and not self._error and not batches
             if not untouched:
                 self._plan, self._handed_out, self._error = plan, False, None
-                self._opening = plan, upcoming, batches
+                self._opening = plan, upcoming, batches, replaced
                 self._ahead, self._over = None, False
         self._producer.wake()
 
@@ -154,8 +175,8 @@ class BackgroundRunner(Runner):
         with self._changed:
             opening, self._opening = self._opening, None
             if opening is not None:
-                plan, following, self._batches = opening
-                self.queue.open(plan, following, self._batches)
+                self._batches = opening[2]
+                self.queue.open(*opening)
             idle = self._ahead is not None or self._over or self._error is not None or self._plan is None
         self.queue.fill()
         if not idle and self._try_batch():

@@ -20,7 +20,7 @@ import numpy as np
 __all__ = ["Draw", "Draws", "EpochPlan", "Stream", "Ticket", "seed_sequence"]
 
 # The first element of each spawn key: what the randomness is for.
-ORDER, PREPARE, DRAW, ITEM, BATCH = range(5)
+ORDER, PREPARE, DRAW, ITEM, BATCH, REPLACE = range(6)
 
 # In the first epoch the window grows by one patch every so many draws: batches come early, and mixing hardly suffers.
 _GROWTH = 8
@@ -129,6 +129,21 @@ class EpochPlan:
     def starts(self) -> tuple[int, ...]:
         """Number of patches before each entry, and after the last."""
         return tuple(accumulate((ticket.count for ticket in self.tickets), initial=0))
+
+    def replacement(self, entry: int, attempt: int) -> Ticket | None:
+        """What is prepared in place of an entry's volume after it has failed, and ``attempt`` replacements too.
+
+        One of the epoch's other volumes, chosen by the seed; each is tried once. ``None`` when all have failed. Its
+        occurrence is one that the epoch does not have otherwise, so its patches are new ones.
+        """
+        failed = self.tickets[entry]
+        counts = {ticket.volume: ticket.count for ticket in self.tickets if ticket.count}
+        others = sorted(counts.keys() - {failed.volume})
+        if attempt >= len(others):
+            return None
+        sequence = seed_sequence(self.seed, REPLACE, self.epoch, failed.volume, failed.occurrence)
+        volume = others[int(np.random.Generator(np.random.Philox(sequence)).permutation(len(others))[attempt])]
+        return Ticket(self.epoch, volume, len(self.tickets) + entry, counts[volume])
 
     def window_size(self, drawn: int) -> int:
         """Size of the window after ``drawn`` draws; it depends on nothing else."""

@@ -36,7 +36,11 @@ class QueueStats:
         sample_seconds: mean time per volume of multi-sample transforms: choosing centers and cropping.
         write_seconds: mean time per volume of writing patches into their slots.
         slab_bytes: size of the slab.
+        failures: volumes that could not be prepared, and were replaced.
+        lost_draws: draws that epochs were longer than ``len(loader)`` says, on this rank, and that were left out.
+        extra_draws: draws that epochs were shorter, and that were made again.
         volume_counts: patches handed out of each volume, by its index in the dataset.
+        failure_counts: how often each volume failed, by its index in the dataset.
     """
 
     epoch: int = 0
@@ -55,16 +59,20 @@ class QueueStats:
     sample_seconds: float = 0.0
     write_seconds: float = 0.0
     slab_bytes: int = 0
+    failures: int = 0
+    lost_draws: int = 0
+    extra_draws: int = 0
     volume_counts: Mapping[int, int] = field(default_factory=dict)
+    failure_counts: Mapping[int, int] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
-        """All figures but ``volume_counts``, as floats by name.
+        """All figures but those by volume, as floats by name.
 
         Example:
             >>> QueueStats(fill=0.5).scalars()["fill"]
             0.5
         """
-        return {f.name: float(getattr(self, f.name)) for f in fields(self) if f.name != "volume_counts"}
+        return {f.name: float(getattr(self, f.name)) for f in fields(self) if not f.name.endswith("_counts")}
 
     def __str__(self) -> str:
         return (
@@ -83,6 +91,9 @@ class Recorder:
         self._stages = dict.fromkeys(_STAGES, 0.0)
         self._batches = 0
         self._counts: Counter[int] = Counter()
+        self._failures: Counter[int] = Counter()
+        self._lost_draws = 0
+        self._extra_draws = 0
         self._first_request: float | None = None
         self._last_batch = 0.0
         self._wait = 0.0
@@ -95,6 +106,17 @@ class Recorder:
             self._volumes += 1
             for stage in _STAGES:
                 self._stages[stage] += seconds.get(stage, 0.0)
+
+    def failed(self, volume: int) -> None:
+        """A volume could not be prepared."""
+        with self._lock:
+            self._failures[volume] += 1
+
+    def opened(self, natural_draws: int, num_draws: int) -> None:
+        """An epoch begins whose order gives so many draws, of which so many are made."""
+        with self._lock:
+            self._lost_draws += max(natural_draws - num_draws, 0)
+            self._extra_draws += max(num_draws - natural_draws, 0)
 
     def requested(self) -> float:
         """The consumer asks for a batch."""
@@ -137,5 +159,9 @@ class Recorder:
                 sample_seconds=self._stages["sample"] / volumes,
                 write_seconds=self._stages["write"] / volumes,
                 slab_bytes=slab_bytes,
+                failures=self._failures.total(),
+                lost_draws=self._lost_draws,
+                extra_draws=self._extra_draws,
                 volume_counts=MappingProxyType(dict(self._counts)),
+                failure_counts=MappingProxyType(dict(self._failures)),
             )

@@ -176,16 +176,18 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     Args:
         volume: the patches.
         slab: where to.
-        slots: a slot per patch.
+        slots: a slot per patch; where there are more or fewer, because the volume takes the place of one that failed,
+            patches are repeated or left out.
         first: name of the volume that decided the slab's layout, for messages.
     """
     start = time.perf_counter()
     keys = slab.layout.keys
-    for number, (patch, slot) in enumerate(zip(volume.patches, slots, strict=True)):
-        _check(patch, number, keys, volume.patches[0], first)
+    patches = [volume.patches[number % len(volume.patches)] for number in range(len(slots))]
+    for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
+        _check(patch, number, keys, patches[0], first)
         for key in keys:
             slab.tensors[key][slot].copy_(as_tensor(patch[key]))
-    record = pack(volume.patches, keys)
+    record = pack(patches, keys)
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start}
     return record
 

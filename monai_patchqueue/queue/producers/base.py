@@ -19,7 +19,10 @@ __all__ = ["Assignment", "Event", "Failed", "InMemory", "InlineProducer", "Needs
 
 
 class Assignment(NamedTuple):
-    """A ticket under its number, with the slots for its patches where they are known already."""
+    """A ticket under its number, with the slots for its patches where they are known already.
+
+    There are as many slots as the ticket's count, unless its volume takes another one's place.
+    """
 
     number: int
     ticket: Ticket
