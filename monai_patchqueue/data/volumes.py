@@ -13,7 +13,9 @@ from monai.transforms import Compose, GridPatch, GridPatchd, GridSplitd, RandGri
 from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-__all__ = ["count_patches", "volume_name", "volume_record"]
+from .shapes import spatial_shape
+
+__all__ = ["SamplesPerVolume", "count_patches", "volume_name", "volume_record"]
 
 SamplesPerVolume = int | str | Callable[[Any], int]
 
@@ -153,6 +155,8 @@ def _gives_a_list(transform: Any) -> bool:
 
 def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     name = type(sampler).__name__
+    if callable(getattr(sampler, "count", None)):
+        return np.asarray([_count_grid(dataset, index, sampler) for index in range(len(dataset))], np.int64)
     if isinstance(sampler, GridSplitd):
         return np.full(len(dataset), int(np.prod(sampler.splitter.grid)), np.int64)
     holder = sampler if hasattr(sampler, "num_samples") else getattr(sampler, "cropper", None)
@@ -161,3 +165,19 @@ def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int
         raise ValueError(f"{name} does not show how many patches it gives (no 'num_samples'): pass samples_per_volume.")
     default = int(getattr(holder, "default_num_samples", 1))
     return _spread(dataset, number, default, f"{name}.num_samples")
+
+
+def _count_grid(dataset: Any, index: int, grid: Any) -> int:
+    transforms = list(_flatten(dataset.transform))
+    before = transforms[: next(place for place, transform in enumerate(transforms) if transform is grid)]
+    key = grid.keys[0]
+    record = volume_record(dataset, index)
+    try:
+        if not isinstance(record, Mapping) or key not in record:
+            raise ValueError(f"its record shows no {key!r}")
+        return int(grid.count(spatial_shape(record[key], before)))
+    except ValueError as error:
+        raise ValueError(
+            f"the number of patches that {type(grid).__name__} gives of {volume_name(dataset, index)} is not known "
+            f"beforehand: {error}. Pass samples_per_volume, for instance a callable that has the shapes."
+        ) from error
