@@ -32,11 +32,16 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         self.padding_mode = padding_mode
         self._fill = Fill.of(padding_mode)
 
-    def geometry(self, volume: Any, where: str, may_pad: bool | None = None, lazy: bool = False) -> PatchGeometry:
+    @property
+    def requires_current_data(self) -> bool:
+        """Whether pending operations must be applied before: where patches may be padded, voxels are needed."""
+        return self._fill is not None or self.border == "pad"
+
+    def geometry(self, volume: Any, where: str, may_pad: bool | None = None) -> PatchGeometry:
         """The legal patches of a volume; see :func:`fitting_geometry` for what it raises."""
         if may_pad is None:
             may_pad = self._fill is not None or self.border == "pad"
-        return fitting_geometry(volume, where, self.spatial_size, self.border, may_pad, lazy)
+        return fitting_geometry(volume, where, self.spatial_size, self.border, may_pad)
 
     def cut(
         self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, lazy: bool = False, fill: Fill | None = None

@@ -18,7 +18,7 @@ from ._base import PatchTransform, resolve_count
 from ._meta import PATCH_LOCATION, locations
 from ._padding import Fill
 from ._reuse import ReusableIndex
-from ._volumes import describe, is_volume, spatial_shape
+from ._volumes import describe, is_volume, spatial_shape, up_to_date
 
 Item = Mapping[Hashable, Any]
 
@@ -47,6 +47,11 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
             raise ValueError(f"padding_mode has {len(modes)} entries for {len(self.keys)} keys: {padding_mode!r}")
         self._fills = dict(zip(self.keys, map(Fill.of, modes), strict=True))
 
+    @property
+    def requires_current_data(self) -> bool:
+        """Whether pending operations must be applied before: where patches may be padded, voxels are needed."""
+        return self.cropper.requires_current_data or any(fill is not None for fill in self._fills.values())
+
     @LazyTransform.lazy.setter
     def lazy(self, value: bool) -> None:
         self._lazy = value
@@ -71,12 +76,17 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
         guide, index = data.get(key), data.get(index_key)
         return guide, index.of(guide) if isinstance(index, ReusableIndex) else None
 
-    def _geometry(self, data: Item, lazy: bool) -> PatchGeometry:
+    def _current(self, data: Item, lazy: bool, *guides: Hashable) -> dict[Hashable, Any]:
+        """The item with its pending operations applied where voxels are needed."""
+        needed = guides if lazy else (*guides, *self.keys)
+        return {key: up_to_date(value) if key in needed else value for key, value in data.items()}
+
+    def _geometry(self, data: Item) -> PatchGeometry:
         """The legal patches of the item's volumes, which must be of one shape."""
         geometries: dict[Hashable, PatchGeometry] = {}
         for key in self._present(data):
             may_pad = self._fills[key] is not None or self.cropper.border == "pad"
-            geometries[key] = self.cropper.geometry(data[key], describe(data[key], key, data), may_pad, lazy)
+            geometries[key] = self.cropper.geometry(data[key], describe(data[key], key, data), may_pad)
         first, *others = geometries
         for key in others:
             if geometries[key].shape != geometries[first].shape:

@@ -33,9 +33,9 @@ def is_volume(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "__getitem__") and len(value.shape) >= 2
 
 
-def spatial_shape(volume: Any, pending: bool = False) -> tuple[int, ...]:
-    """Spatial shape of a channel-first volume; with ``pending`` as it will be after its pending operations."""
-    if pending and isinstance(volume, MetaTensor) and volume.pending_operations:
+def spatial_shape(volume: Any) -> tuple[int, ...]:
+    """Spatial shape of a channel-first volume, as it will be after its pending operations."""
+    if isinstance(volume, MetaTensor) and volume.pending_operations:
         return tuple(int(n) for n in volume.peek_pending_shape())
     return tuple(int(n) for n in volume.shape[1:])
 
@@ -52,7 +52,7 @@ def up_to_date(volume: Any) -> Any:
 
 
 def fitting_geometry(
-    volume: Any, where: str, spatial_size: int | tuple[int, ...], border: str, may_pad: bool, pending: bool
+    volume: Any, where: str, spatial_size: int | tuple[int, ...], border: str, may_pad: bool
 ) -> PatchGeometry:
     """The legal patches of a volume.
 
@@ -66,7 +66,7 @@ def fitting_geometry(
             + (f" of shape {list(volume.shape)}" if hasattr(volume, "shape") else "")
             + "; load it (LoadImaged) and add a channel (EnsureChannelFirstd) before patches are taken"
         )
-    shape = spatial_shape(volume, pending)
+    shape = spatial_shape(volume)
     try:
         size = resolve_size(spatial_size, shape)
     except ValueError as error:

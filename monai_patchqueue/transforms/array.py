@@ -21,7 +21,7 @@ from ..sampling import (
 )
 from ._arguments import LabelProbabilities, check_choice, check_fraction, check_overlap, check_rule
 from ._base import CountedPatchTransform, PatchTransform
-from ._volumes import REMEDY, describe, no_center, same_shape
+from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
 __all__ = ["GridPatchSamples", "RandLabelPatch", "RandUniformPatch", "RandWeightedPatch"]
 
@@ -78,7 +78,8 @@ class RandUniformPatch(Randomizable, CountedPatchTransform):
             ValueError: if the volume is smaller than the patch, or has another number of axes.
         """
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self.geometry(img, describe(img), lazy=lazy_)
+        img = img if lazy_ else up_to_date(img)
+        geometry = self.geometry(img, describe(img))
         return self.cut(img, self.randomize(geometry, self.count(img)), geometry, lazy_)
 
 
@@ -167,7 +168,8 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
         if weight_map is None:
             raise ValueError(f"{describe(img)}: weight_map must be given")
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self.geometry(img, describe(img), lazy=lazy_)
+        img = img if lazy_ else up_to_date(img)
+        geometry = self.geometry(img, describe(img))
         n = self.count(img)
         return self.cut(img, self.randomize(geometry, n, weight_map, f"{describe(img)}, weight_map"), geometry, lazy_)
 
@@ -300,7 +302,8 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         if label is None:
             raise ValueError(f"{describe(img)}: label must be given")
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self.geometry(img, describe(img), lazy=lazy_)
+        img = img if lazy_ else up_to_date(img)
+        geometry = self.geometry(img, describe(img))
         n = self.count(img)
         return self.cut(img, self.randomize(geometry, n, label, f"{describe(img)}, label"), geometry, lazy_)
 
@@ -340,6 +343,11 @@ class GridPatchSamples(PatchTransform):
         if -1 not in sizes and (len(sizes) > 1 or not isinstance(self.overlap, tuple)):
             overlap_voxels(self.overlap, sizes)
 
+    @property
+    def requires_current_data(self) -> bool:
+        """Whether pending operations must be applied before: where patches may be padded, voxels are needed."""
+        return self.pad_overlap or super().requires_current_data
+
     def count(self, shape: Sequence[int]) -> int:
         """How many patches a volume of this spatial shape gives.
 
@@ -365,5 +373,6 @@ class GridPatchSamples(PatchTransform):
             Copies, of the volume's type, dtype and order of axes in memory, each of shape [C, *patch].
         """
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self.geometry(img, describe(img), lazy=lazy_)
+        img = img if lazy_ else up_to_date(img)
+        geometry = self.geometry(img, describe(img))
         return self.cut(img, self.starts(geometry), geometry, lazy_)

@@ -69,7 +69,8 @@ class RandUniformPatchd(Randomizable, CountedPatchTransformd):
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self._geometry(data, lazy_)
+        data = self._current(data, lazy_)
+        geometry = self._geometry(data)
         return self._patches(data, self.randomize(geometry, self.count(data)), geometry, lazy_)
 
 
@@ -116,7 +117,8 @@ class RandWeightedPatchd(Randomizable, CountedPatchTransformd):
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self._geometry(data, lazy_)
+        data = self._current(data, lazy_, self.w_key)
+        geometry = self._geometry(data)
         return self._patches(data, self.randomize(data, geometry, self.count(data)), geometry, lazy_)
 
 
@@ -174,7 +176,8 @@ class RandLabelPatchd(Randomizable, CountedPatchTransformd):
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self._geometry(data, lazy_)
+        data = self._current(data, lazy_, self.label_key)
+        geometry = self._geometry(data)
         return self._patches(data, self.randomize(data, geometry, self.count(data)), geometry, lazy_)
 
 
@@ -204,7 +207,8 @@ class GridPatchSamplesd(PatchTransformd):
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
-        geometry = self._geometry(data, lazy_)
+        data = self._current(data, lazy_)
+        geometry = self._geometry(data)
         return self._patches(data, self.cropper.starts(geometry), geometry, lazy_)
 
 

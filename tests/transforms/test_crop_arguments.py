@@ -155,7 +155,7 @@ def test_a_volume_smaller_than_the_patch_is_named_with_its_shape_and_the_remedy(
 
 
 def test_a_volume_with_another_number_of_axes_is_named() -> None:
-    with pytest.raises(ValueError, match="3 spatial axes, but the volume has 2 .*EnsureChannelFirstd"):
+    with pytest.raises(ValueError, match=r"3 spatial axes, but the volume has 2 .*EnsureChannelFirstd"):
         RandUniformPatchd("image", (4, 4, 4))({"image": np.zeros((8, 9, 10))})
 
 

@@ -162,7 +162,7 @@ def test_a_broken_weight_map_is_named_with_file_and_key(bad: float) -> None:
 def test_the_same_seed_gives_the_same_patches_and_only_r_is_used() -> None:
     item = {"image": numbered(20, 20), "label": blobs(20, 20)}
     crop = RandLabelPatchd(["image"], "label", 4, 8, foreground_fraction=0.4)
-    state = np.random.get_state()[1].copy()
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
     runs = []
     for _ in range(2):
         crop.set_random_state(7)
@@ -170,7 +170,7 @@ def test_the_same_seed_gives_the_same_patches_and_only_r_is_used() -> None:
     crop.R = np.random.RandomState(7)
     runs.append([corner(p["image"]) for p in crop(item) + crop(item)])
     assert runs[0] == runs[1] == runs[2]
-    assert (np.random.get_state()[1] == state).all()
+    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
 
 
 def test_randomness_is_drawn_in_randomize_alone() -> None:

@@ -136,7 +136,7 @@ def test_inverting_a_pipeline_puts_each_patch_back_into_its_volume(crop: Any) ->
     whole = item(12, 11, 10)
     pipeline = Compose([Flipd(["image", "label"], spatial_axis=1), crop])
     for patch in pipeline(whole):
-        (a, b), *_ = location = patch["image"].meta["patch_location"]
+        location = patch["image"].meta["patch_location"]
         back = pipeline.inverse(copy.deepcopy(patch))
         inside = tuple(slice(max(a, 0), b) for a, b in location)
         for key in ("image", "label"):
@@ -180,7 +180,9 @@ def test_patches_collate_and_decollate_as_monais_do() -> None:
 def test_a_lazily_read_volume_is_cut_and_its_metadata_used() -> None:
     class OnDisk:
         shape, dtype = (2, 9, 8, 7), np.dtype(np.int32)
-        reads: list[Any] = []
+
+        def __init__(self) -> None:
+            self.reads: list[Any] = []
 
         def __getitem__(self, index: Any) -> np.ndarray:
             self.reads.append(index)
