@@ -77,7 +77,7 @@ class QueueStatsHandler:
         >>> from ignite.engine import Engine
         >>> from monai_patchqueue import PatchQueueLoader, QueueStatsHandler
         >>> volumes = [[{"image": torch.zeros(1, 8, 8)} for _ in range(4)] for _ in range(3)]
-        >>> loader = PatchQueueLoader(volumes, batch_size=2, samples_per_volume=4)
+        >>> loader = PatchQueueLoader(volumes, batch_size=2, batch_unit="patch", samples_per_volume=4)
         >>> trainer = Engine(lambda engine, batch: None)
         >>> QueueStatsHandler(loader).attach(trainer)
         >>> trainer.run(loader).metrics["queue_patches"]

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sphinx settings."""
+
+from __future__ import annotations
+
+import monai_patchqueue
+
+project = "monai_patchqueue"
+author = copyright = "The monai_patchqueue authors"
+release = version = monai_patchqueue.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+# Pages include or link to files outside docs/ (the bundle's README), which stay plain links.
+suppress_warnings = ["myst.xref_missing"]
+
+html_theme = "furo"
+html_title = "monai_patchqueue"
+html_static_path = ["_static"]
+
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_member_order = "bysource"
+autoclass_content = "both"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
