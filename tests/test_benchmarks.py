@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.benchmarks import check, harness, measure, report
+from tests.benchmarks.contestants import CONTESTANTS, DEFAULT
+from tests.benchmarks.setup import Setup
+from tests.benchmarks.volumes import write_volumes
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    items = write_volumes(tmp_path_factory.mktemp("volumes"), 3, (40, 36, 32))
+    return Setup(
+        items, patch_size=16, samples_per_volume=4, queue_length=6, batch_size=2, num_workers=0, epochs=1, sleep=0.001
+    )
+
+
+@pytest.mark.parametrize("name", [*DEFAULT, "limit-ram"])
+def test_a_contestant_delivers_the_stock_pipelines_patches_and_is_timed(name: str, tiny: Setup) -> None:
+    contestant = CONTESTANTS[name]
+    pytest.importorskip(contestant.requires)
+    checked = measure.check_contestant(contestant, tiny)
+    if contestant.layout:
+        assert checked["patches"] == tiny.patches_per_epoch
+        assert checked["exact_epoch"]
+    run = {**measure.time_contestant(contestant, tiny), "peak_pss_mib": 1.0}
+    assert run["free"]["patches_per_s"] > 0
+    assert 0 <= run["paced"]["stalled"] <= 1
+    assert contestant.title in report.table({name: [run]}, {name: checked}, name)
+
+
+def test_a_patch_from_another_place_is_found(tiny: Setup) -> None:
+    loader = [*CONTESTANTS["monai"].build(tiny)]
+    loader[1]["image"][0, 0, 3, 3, 3] += 1
+    with pytest.raises(AssertionError, match=r"image patch at .* voxels differ"):
+        check.check_delivery(loader, check.unpack_monai, tiny)
+
+
+def test_a_contestants_process_is_measured_from_outside(tiny: Setup) -> None:
+    result = harness.run([CONTESTANTS["limit-ram"]], "time", tiny)
+    assert result["measured"]["limit-ram"]["free"]["patches_per_s"] > 0
+    assert result["peak_pss_mib"] > 10
+
+
+def test_a_contestants_error_is_reported(tiny: Setup) -> None:
+    with pytest.raises(harness.ContestantFailed, match=r"limit-ram \(time\) ended with status 1[\s\S]*non-negative"):
+        harness.run([CONTESTANTS["limit-ram"]], "time", replace(tiny, sleep=-1.0))
