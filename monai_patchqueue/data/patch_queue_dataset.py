@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
@@ -11,15 +11,14 @@ from typing import Any, Literal
 from monai.data import Dataset as MonaiDataset
 from torch.utils.data import Dataset, IterableDataset, RandomSampler, SequentialSampler, get_worker_info
 
-from ..queue.stats import QueueStats
 from .arguments import check_dataset, resolve
-from .session import QueueSession
+from .face import QueueFace
 from .volumes import SamplesPerVolume, count_patches
 
 __all__ = ["PatchQueueDataset"]
 
 
-class PatchQueueDataset(IterableDataset[Any]):
+class PatchQueueDataset(QueueFace, IterableDataset[Any]):
     """Patches, one at a time, mixed from many volumes in a queue in memory, while workers prepare the next volumes.
 
     The same queue as :py:class:`~monai_patchqueue.PatchQueueLoader`, for a DataLoader of another kind. That one needs
@@ -86,7 +85,7 @@ class PatchQueueDataset(IterableDataset[Any]):
             sampler = RandomSampler(dataset) if shuffle_volumes else SequentialSampler(dataset)  # type: ignore[arg-type]
         self.sampler = sampler
         at_random = shuffle_volumes or volume_sampler is not None
-        self._session = QueueSession(
+        self._begin(
             resolve(
                 dataset=dataset,
                 sampler=sampler,
@@ -111,12 +110,9 @@ class PatchQueueDataset(IterableDataset[Any]):
                 item_transform=item_transform,
                 collate_fn=_only,
                 device=None,
-            )
+            ),
+            start_background,
         )
-        if ram_budget is not None:
-            self._session.probe()
-        if start_background:
-            self._session.start()
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
@@ -134,45 +130,6 @@ class PatchQueueDataset(IterableDataset[Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._session.describe()})"
-
-    def stats(self) -> QueueStats:
-        """The queue's figures now."""
-        return self._session.stats()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, as plain Python values: all that is needed to go on with the very next batch.
-
-        Counts the batches that were handed out. A few bytes per volume.
-        """
-        return self._session.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken: the next iterator begins there, whatever the number of workers.
-
-        Only volumes with patches that are still to be drawn are prepared again.
-
-        Raises:
-            ValueError: a state of a loader with other arguments, with which its batches would be other ones.
-        """
-        self._session.load_state_dict(state)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Name the next epoch; a sampler that has a ``set_epoch`` hears of it too."""
-        self._session.set_epoch(epoch)
-
-    def memory_bytes(self) -> int:
-        """Memory of the queue: the slab and the patches in flight. Prepares one volume, which is used later."""
-        return self._session.memory_bytes()
-
-    def close(self) -> None:
-        """End workers and give memory back; iterating again starts them anew."""
-        self._session.stop()
-
-    def __enter__(self) -> PatchQueueDataset:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _only(patches: list[Any]) -> Any:

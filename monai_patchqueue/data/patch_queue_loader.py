@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
@@ -13,15 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..queue.stats import QueueStats
 from .arguments import check_dataset, check_unused, patch_batch_size, resolve
-from .session import QueueSession
+from .face import QueueFace
 from .volumes import SamplesPerVolume, count_patches
 
 __all__ = ["PatchQueueLoader"]
 
 
-class PatchQueueLoader(DataLoader[Any]):
+class PatchQueueLoader(QueueFace, DataLoader[Any]):
     """Batches of patches, mixed from many volumes in a queue in memory, while workers prepare the next volumes.
 
     A drop-in for :py:class:`monai.data.DataLoader`: any map-style dataset whose items are dicts (one patch) or lists of
@@ -168,9 +167,7 @@ class PatchQueueLoader(DataLoader[Any]):
         # Libraries make loaders anew from the signature and these attributes; torch guards some against assignment.
         given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
         self.__dict__.update({**given, "sampler": order})
-        self._session = QueueSession(options)
-        if ram_budget is not None:
-            self._session.probe()
+        self._begin(options, start_background)
         if batch_unit is None and counts.max() > 1:
             per_volume = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
             warnings.warn(
@@ -179,8 +176,6 @@ class PatchQueueLoader(DataLoader[Any]):
                 f"{per_volume} × {batch_size} patches. Say batch_unit='patch' or batch_unit='volume' to choose.",
                 stacklevel=2,
             )
-        if start_background:
-            self._session.start()
 
     @property
     def multiprocessing_context(self) -> str | BaseContext | None:
@@ -201,45 +196,6 @@ class PatchQueueLoader(DataLoader[Any]):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._session.describe()}, batches={len(self)})"
-
-    def stats(self) -> QueueStats:
-        """The queue's figures now; cheap enough for every step."""
-        return self._session.stats()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader is, as plain Python values: all that is needed to go on with the very next batch.
-
-        Counts the batches that were handed out. A few bytes per volume.
-        """
-        return self._session.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken: the next iterator begins there, whatever the number of workers.
-
-        Only volumes with patches that are still to be drawn are prepared again.
-
-        Raises:
-            ValueError: a state of a loader with other arguments, with which its batches would be other ones.
-        """
-        self._session.load_state_dict(state)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Name the next epoch; a sampler that has a ``set_epoch`` hears of it too."""
-        self._session.set_epoch(epoch)
-
-    def memory_bytes(self) -> int:
-        """Memory of the queue: the slab and the batches in flight. Prepares one volume, which is used later."""
-        return self._session.memory_bytes()
-
-    def close(self) -> None:
-        """End workers and give memory back; iterating again starts them anew."""
-        self._session.stop()
-
-    def __enter__(self) -> PatchQueueLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 _ARGUMENTS = frozenset(PatchQueueLoader.__init__.__annotations__) - {"return"}

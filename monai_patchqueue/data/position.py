@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Position"]
@@ -21,6 +21,7 @@ class Position:
         batches: batches of it that were handed out.
         order: the epoch's order of volumes; empty where its sampler is still to be asked.
         replaced: entries of the order whose volume failed, with the number of replacements tried.
+        generators: states of the sampler's own generators, by attribute.
 
     Example:
         >>> position = Position(epoch=2, batches=3, order=(1, 0))
@@ -32,6 +33,7 @@ class Position:
     batches: int
     order: tuple[int, ...] = ()
     replaced: tuple[tuple[int, int], ...] = ()
+    generators: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, which ``torch.load(weights_only=True)`` takes."""
@@ -41,6 +43,7 @@ class Position:
             "batches": self.batches,
             "order": list(self.order),
             "replaced": [list(pair) for pair in self.replaced],
+            "generators": dict(self.generators),
         }
 
     @staticmethod
@@ -61,4 +64,5 @@ class Position:
             int(state["batches"]),
             tuple(state["order"]),
             tuple((int(entry), int(attempts)) for entry, attempts in state["replaced"]),
+            dict(state["generators"]),
         )

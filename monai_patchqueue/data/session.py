@@ -234,6 +234,7 @@ class QueueSession:
             batches=0 if over else self.batches,
             order=self._plan.order if begun and self._plan and self.batches else (),
             replaced=tuple(self._runner.queue.replaced.items()) if begun and self._runner else (),
+            generators=self._orders.generators(before=begun),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,6 +259,7 @@ class QueueSession:
         self.stop()
         self.seed = decisive["seed"]
         self._orders = VolumeOrders(self.options.sampler, self.seed, len(self.options.counts))
+        self._orders.restore(position.generators)
         if self.options.queue_length is None:
             self._sizing = replace(self._sizing, length=decisive["queue_length"], budget=None)
         self.epoch, self.batches, self._plan = position.epoch, position.batches, None

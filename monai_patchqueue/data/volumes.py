@@ -13,6 +13,7 @@ from monai.transforms import Compose, GridPatch, GridPatchd, GridSplitd, RandGri
 from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from ..transforms import GridPatchSamplesd
 from .shapes import spatial_shape
 
 __all__ = ["SamplesPerVolume", "count_patches", "volume_name", "volume_record"]
@@ -155,7 +156,7 @@ def _gives_a_list(transform: Any) -> bool:
 
 def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     name = type(sampler).__name__
-    if callable(getattr(sampler, "count", None)):
+    if isinstance(sampler, GridPatchSamplesd):
         return np.asarray([_count_grid(dataset, index, sampler) for index in range(len(dataset))], np.int64)
     if isinstance(sampler, GridSplitd):
         return np.full(len(dataset), int(np.prod(sampler.splitter.grid)), np.int64)
@@ -167,7 +168,7 @@ def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int
     return _spread(dataset, number, default, f"{name}.num_samples")
 
 
-def _count_grid(dataset: Any, index: int, grid: Any) -> int:
+def _count_grid(dataset: Any, index: int, grid: GridPatchSamplesd) -> int:
     transforms = list(_flatten(dataset.transform))
     before = transforms[: next(place for place, transform in enumerate(transforms) if transform is grid)]
     key = grid.keys[0]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ class VolumeOrders:
         self._num_volumes = num_volumes
         self._last_epoch = self._sampler_epoch()
         self._moved = False
+        self._before = self.generators()
 
     def take(self, epoch: int) -> tuple[int, ...]:
         """The order of ``epoch``, from the sampler as it is now.
@@ -41,6 +42,7 @@ class VolumeOrders:
         Raises:
             ValueError: a sampler that gives nothing, or an index that the dataset does not have.
         """
+        self._before = self.generators()
         now = self._sampler_epoch()
         self._moved = now != self._last_epoch
         self._last_epoch = now
@@ -56,6 +58,24 @@ class VolumeOrders:
             sampler.set_epoch(self._last_epoch + 1)
         with _kept_generators(sampler):
             return self._list(sampler, epoch)
+
+    def generators(self, before: bool = False) -> dict[str, str]:
+        """States of the ``torch.Generator`` objects that the sampler holds, as hexadecimal text by attribute.
+
+        With ``before``, as they were when the last order was taken.
+        """
+        if before:
+            return self._before
+        attributes = getattr(self._sampler, "__dict__", {})
+        found = {name: value for name, value in attributes.items() if isinstance(value, torch.Generator)}
+        return {name: bytes(value.get_state().numpy()).hex() for name, value in found.items()}
+
+    def restore(self, generators: Mapping[str, str]) -> None:
+        """Set the sampler's generators to states that :meth:`generators` gave."""
+        for name, text in generators.items():
+            generator = getattr(self._sampler, name, None)
+            if isinstance(generator, torch.Generator):
+                generator.set_state(torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8))
 
     def _sampler_epoch(self) -> int | None:
         epoch = getattr(self._sampler, "epoch", None)

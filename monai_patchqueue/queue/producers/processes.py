@@ -23,6 +23,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
 
+import torch
+
 from ..errors import Failure, WorkerDiedError
 from ..pickling import describe_unpicklable, dumps
 from ..record import array_specs
@@ -36,6 +38,12 @@ __all__ = ["ProcessProducer"]
 # its parent is gone.
 _parent_ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
 
+# A process that is forked by another thread meanwhile would keep the new worker's ends open.
+_fork_lock = threading.Lock()
+
+# Where some other process keeps them open all the same, its death is noticed this many seconds later.
+_SAFETY = 5.0
+
 # A volume that kills its worker is tried in a second one.
 _TRIES = 2
 
@@ -47,6 +55,10 @@ class _ProcessWorker:
         self.index = index
         self.assignments: deque[Assignment] = deque()
         self.busy_since: float | None = None
+        with _fork_lock:
+            self._start(index, producer)
+
+    def _start(self, index: int, producer: ProcessProducer) -> None:
         context = producer.context
         self.connection, child = context.Pipe(duplex=True)
         method = context.get_start_method()
@@ -55,7 +67,7 @@ class _ProcessWorker:
         parent = None if method == "forkserver" else os.getpid()
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_main,
-            args=(index, producer.recipe, producer.handle, child, inherited, parent),
+            args=(index, producer.num_workers, producer.recipe, producer.handle, child, inherited, parent),
             name=f"patchqueue-worker-{index}",
             daemon=True,
         )
@@ -185,11 +197,11 @@ class ProcessProducer(Producer):
         if self._info is not None:
             worker.send("layout", self._info.slab.layout, self.handle.name, self._info.first)
 
-    def _poll_timeout(self) -> float | None:
-        if self._timeout is None:
-            return None
+    def _poll_timeout(self) -> float:
         since = [worker.busy_since for worker in self._workers if worker.busy_since is not None]
-        return max(min(since) + self._timeout - time.monotonic(), 0.0) if since else None
+        if self._timeout is None or not since:
+            return _SAFETY
+        return min(max(min(since) + self._timeout - time.monotonic(), 0.0), _SAFETY)
 
     def _collect(self, timeout: float | None) -> list[Event]:
         objects: list[Any] = [self._wake_receiver]
@@ -200,7 +212,7 @@ class ProcessProducer(Producer):
         for index, worker in enumerate(self._workers):
             if worker.connection in ready:
                 events += worker.receive()
-            if worker.process.sentinel in ready:
+            if worker.process.sentinel in ready or (not ready and worker.process.exitcode is not None):
                 events += worker.receive()  # it may have sent something and then died
                 events += self._replace(index, None)
             elif self._is_late(worker):
@@ -265,6 +277,7 @@ def _describe_exit(code: int | None) -> str:
 
 def _main(
     index: int,
+    num_workers: int,
     recipe: Recipe,
     handle: SlabHandle,
     connection: Connection[Any, Any],
@@ -278,7 +291,7 @@ def _main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    worker = _Loop(index, recipe, handle, connection)
+    worker = _Loop(index, num_workers, recipe, handle, connection)
     try:
         worker.run()
     except (EOFError, ConnectionError):
@@ -304,7 +317,9 @@ def _end_with_parent(parent: int | None) -> None:
 class _Loop:
     """Messages in, events out."""
 
-    def __init__(self, index: int, recipe: Recipe, handle: SlabHandle, connection: Connection[Any, Any]) -> None:
+    def __init__(
+        self, index: int, num_workers: int, recipe: Recipe, handle: SlabHandle, connection: Connection[Any, Any]
+    ) -> None:
         self._connection = connection
         self._handle = handle
         self._todo: deque[Assignment] = deque()
@@ -314,12 +329,21 @@ class _Loop:
         self._preparer: Preparer | None = None
         self._start_failure: Failure | None = None
         try:
+            self._introduce(index, num_workers, recipe)
             self._preparer = Preparer(recipe, "process")
             if recipe.worker_init_fn is not None:
                 recipe.worker_init_fn(index)
         except Exception as error:
             self._start_failure = Failure.of(error)
         self._name = f"worker process {index}, pid {os.getpid()}"
+
+    @staticmethod
+    def _introduce(index: int, num_workers: int, recipe: Recipe) -> None:
+        """Let ``torch.utils.data.get_worker_info`` answer as in a DataLoader's worker."""
+        worker_info = torch.utils.data._utils.worker
+        worker_info._worker_info = worker_info.WorkerInfo(
+            id=index, num_workers=num_workers, seed=recipe.seed, dataset=recipe.dataset
+        )
 
     def run(self) -> None:
         while True:

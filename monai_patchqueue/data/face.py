@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the queue's public faces have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from typing_extensions import Self
+
+from ..queue.stats import QueueStats
+from .options import QueueOptions
+from .session import QueueSession
+
+__all__ = ["QueueFace"]
+
+
+class QueueFace:
+    """Statistics, state and shutdown of a queue. A copy, or what comes out of a pickle, has a queue of its own."""
+
+    _session: QueueSession
+
+    def _begin(self, options: QueueOptions, start: bool) -> None:
+        self.__dict__["_session"] = QueueSession(options)
+        if options.ram_budget is not None:
+            self._session.probe()
+        if start:
+            self._session.start()
+
+    def stats(self) -> QueueStats:
+        """The queue's figures now; cheap enough for every step."""
+        return self._session.stats()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the queue is, as plain Python values: all that is needed to go on with the very next batch.
+
+        Counts what was handed out. Takes a few bytes per volume.
+        """
+        return self._session.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state`` was taken: the next iterator begins there, whatever the number of workers.
+
+        Only volumes with patches that are still to be drawn are prepared again.
+
+        Raises:
+            ValueError: a state of a queue with other arguments, with which its batches would be other ones.
+        """
+        self._session.load_state_dict(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Name the next epoch; a sampler that has a ``set_epoch`` hears of it too."""
+        self._session.set_epoch(epoch)
+
+    def memory_bytes(self) -> int:
+        """Memory of the queue: the slab and the batches in flight. Prepares one volume, which is used later."""
+        return self._session.memory_bytes()
+
+    def close(self) -> None:
+        """End workers and give memory back; iterating again starts them anew."""
+        self._session.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_session": self._session.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__["_session"] = QueueSession(state["_session"])
