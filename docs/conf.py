@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import monai_patchqueue
 
 project = "monai_patchqueue"
@@ -23,6 +26,15 @@ html_static_path = ["_static"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
-autoclass_content = "both"
+autoclass_content = "class"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+
+def escape_shapes(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings write shapes as `[C, *spatial]`, which docutils takes for the start of emphasis."""
+    lines[:] = [re.sub(r"(?<=[\s\[])\*(?=\w+\])", r"\\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", escape_shapes)

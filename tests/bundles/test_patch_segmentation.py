@@ -99,7 +99,7 @@ def test_it_learns_the_frequent_classes_of_its_own_data(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="PATCHQUEUE_TEST_DATA does not name a folder with real volumes")
 def test_it_learns_on_real_volumes(tmp_path: Path) -> None:
-    settings = {"dataset_dir": REAL_DATA, "max_epochs": 3, "val_interval": 3, "num_folds": 7}
+    settings = {"dataset_dir": REAL_DATA, "max_epochs": 2, "val_interval": 2, "num_folds": 7, "num_samples": 24}
     output = run_bundle(tmp_path, **settings)
     loss = metric(output, "train_mean_loss")
     assert loss[-1] < loss[0]
