@@ -13,6 +13,7 @@ import numpy as np
 from .choose import choose
 from .geometry import Box
 from .memory_order import AxisOrder
+from .recent import remember
 from .regions import Read, Region, RowRegion, RunRegion, Runs, find_runs
 
 __all__ = ["LabelIndex", "LabelRule"]
@@ -176,17 +177,16 @@ class LabelIndex:
 
     def _region(self, label: np.ndarray, layer: Layer, box: Box) -> Region:
         """``box`` in memory order."""
-        if (layer, box) not in self._regions:
-            runs = self._find(label, layer)
-            region: Region = (
-                RunRegion(runs, self._shape, box)
-                if runs is not None
-                else RowRegion(self._read(label, layer), self._shape, box)
-            )
-            while len(self._regions) >= KEPT_REGIONS * self.channels:
-                self._regions.pop(next(iter(self._regions)))
-            self._regions[layer, box] = region
-        return self._regions[layer, box]
+        known = self._regions.get((layer, box))
+        if known is not None:
+            return known
+        runs = self._find(label, layer)
+        region: Region
+        if runs is None:
+            region = RowRegion(self._read(label, layer), self._shape, box)
+        else:
+            region = RunRegion(runs, self._shape, box)
+        return remember(self._regions, (layer, box), region, KEPT_REGIONS * self.channels)
 
 
 def _weights(region: Region, rule: LabelRule) -> np.ndarray:

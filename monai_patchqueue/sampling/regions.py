@@ -11,6 +11,7 @@ import numpy as np
 
 from .geometry import Box
 from .memory_order import blocks
+from .recent import remember
 
 __all__ = ["Read", "Region", "RowRegion", "RunRegion", "Runs", "find_runs"]
 
@@ -156,13 +157,13 @@ class RowRegion:
 
     def _counts_before(self, which: int, read: Read) -> np.ndarray:
         """Voxels of the class before each row of the box; kept for the classes drawn of late."""
-        if which not in self._rows:
-            value = self.classes[which]
-            counts = np.concatenate([(v == value).sum(axis=-1).reshape(-1) for v in self._pieces(read)])
-            while len(self._rows) >= KEPT_CLASSES:
-                self._rows.pop(next(iter(self._rows)))
-            self._rows[which] = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)))
-        return self._rows[which]
+        known = self._rows.get(which)
+        if known is not None:
+            return known
+        value = self.classes[which]
+        counts = np.concatenate([(v == value).sum(axis=-1).reshape(-1) for v in self._pieces(read)])
+        before = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)))
+        return remember(self._rows, which, before, KEPT_CLASSES)
 
     def _pieces(self, read: Read) -> Iterator[np.ndarray]:
         (low, high), *inner = self._box

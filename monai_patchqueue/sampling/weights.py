@@ -14,6 +14,7 @@ import numpy as np
 from .choose import choose
 from .geometry import Box
 from .memory_order import AxisOrder, blocks
+from .recent import remember
 
 __all__ = ["WeightIndex"]
 
@@ -80,14 +81,13 @@ class WeightIndex:
         return self._order.restore(voxels)
 
     def _cumulative(self, weights: np.ndarray, box: Box) -> np.ndarray:
-        if box not in self._regions:
-            cumulative = np.cumsum(self._row_sums(weights, box))
-            if cumulative.size and not np.isfinite(cumulative[-1]):
-                raise ValueError("the sum of the weights overflows float64: scale the map down")
-            while len(self._regions) >= KEPT_REGIONS:
-                self._regions.pop(next(iter(self._regions)))
-            self._regions[box] = cumulative
-        return self._regions[box]
+        known = self._regions.get(box)
+        if known is not None:
+            return known
+        cumulative = np.cumsum(self._row_sums(weights, box))
+        if cumulative.size and not np.isfinite(cumulative[-1]):
+            raise ValueError("the sum of the weights overflows float64: scale the map down")
+        return remember(self._regions, box, cumulative, KEPT_REGIONS)
 
     def _row_sums(self, weights: np.ndarray, box: Box) -> np.ndarray:
         """Sums of the rows of a box, a long row in parts, in memory order; checks the whole map in the same pass."""

@@ -135,7 +135,7 @@ def test_json_configs_instantiate_by_short_name_and_by_path(config: Any) -> None
                 "num_samples": 6,
                 "label_probabilities": config,
             },
-            "grid": {"_target_": "monai_patchqueue.transforms.GridPatchSamplesd", "keys": "image", "spatial_size": 4},
+            "grid": {"_target_": "GridPatchSamplesd", "keys": "image", "spatial_size": 4},
         }
     )
     crop = parser.get_parsed_content("crop")
