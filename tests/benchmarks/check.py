@@ -52,21 +52,15 @@ def check_delivery(loader: Iterable[Mapping[str, Any]], unpack: Any, setup: Setu
     """Take one epoch apart: raise AssertionError for a patch that isn't the stock pipeline's, count the rest.
 
     Returns:
-        ``patches``, ``exact_epoch`` (each volume gave its number of patches) and ``volumes_per_step`` (mean number of
-        different volumes in `batch_size` patches that are delivered one after the other).
+        ``patches`` and ``exact_epoch`` (each volume gave its number of patches).
     """
     reference = _Reference(setup)
     drawn: list[str] = []
     for batch in loader:
         drawn.extend(reference.check(patch) for patch in unpack(batch))
     counts = Counter(drawn)
-    steps = [drawn[start : start + setup.batch_size] for start in range(0, len(drawn), setup.batch_size)]
     expected = {item["image"]: setup.samples_per_volume for item in setup.items}
-    return {
-        "patches": len(drawn),
-        "exact_epoch": dict(counts) == expected,
-        "volumes_per_step": float(np.mean([len(set(step)) for step in steps])),
-    }
+    return {"patches": len(drawn), "exact_epoch": dict(counts) == expected}
 
 
 class _Reference:

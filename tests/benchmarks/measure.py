@@ -25,6 +25,13 @@ def read_voxels(batch: Mapping[str, Any]) -> int:
     return len(batch["image"])
 
 
+def volumes_of(batch: Mapping[str, Any]) -> list[str]:
+    """The file of each patch in a batch; nothing where batches don't say."""
+    if "meta" in batch:
+        return list(batch["meta"]["image"]["path"])
+    return list(getattr(batch["image"], "meta", {}).get("filename_or_obj", []))
+
+
 def cpu_seconds() -> float:
     """Processor time of this process, its living descendants and those that have ended."""
     total = 0.0
@@ -51,12 +58,13 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
     are part of it. A batch of twice `batch_size` patches is two steps: one wait, a wait of nothing, two sleeps.
     """
     waits: list[float] = []
+    mixed: list[int] = []
     patches, started, cpu_started, all_cpu_started = 0, 0.0, 0.0, 0.0
     first_wait = None
     ready = time.perf_counter()
     for epoch in range(setup.epochs + 1):
         if epoch == 1:
-            waits, patches = [], 0
+            waits, mixed, patches = [], [], 0
             cpu_started, all_cpu_started = cpu_seconds(), all_cpu_seconds()
             started = ready = time.perf_counter()
         for batch in loader:
@@ -66,6 +74,8 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
             patches += count
             steps = -(-count // setup.batch_size)
             waits.extend([0.0] * (steps - 1))
+            volumes = volumes_of(batch)
+            mixed += [len({*volumes[i : i + setup.batch_size]}) for i in range(0, len(volumes), setup.batch_size)]
             del batch  # a training loop's batch is gone when it asks for the next
             if sleep:
                 time.sleep(sleep * steps)
@@ -81,6 +91,7 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
         "first_wait_s": first_wait,
         "wall_s": wall,
         "patches_per_s": patches / wall,
+        "volumes_per_step": float(np.mean(mixed)) if mixed else None,
         "cpu_ms_per_patch": 1000 * cpu / patches,
         "others_cores": others,
         "stalled": float(np.sum(waits)) / wall,
