@@ -41,7 +41,7 @@ class QueueStatsHandler:
     ``batches``             batches    handed out
     ``patches``             patches    handed out
     ``volumes``             volumes    prepared
-    ``fill``                share      patches that are ready, of ``queue_length``; above 1 where workers are ahead
+    ``fill``                share      patches that are ready, of ``queue_length``
     ``queue_length``        patches    size of the window
     ``patches_per_second``  patches/s  handed out
     ``volumes_per_second``  volumes/s  prepared
@@ -53,6 +53,9 @@ class QueueStatsHandler:
     ``sample_seconds``      s          per volume, in the worker: choosing and cutting patches
     ``write_seconds``       s          per volume, in the worker: writing patches into their slots
     ``slab_bytes``          bytes      of memory that hold the patches
+    ``failures``            volumes    could not be prepared and were replaced
+    ``lost_draws``          draws      left out, so that all ranks make the same number of steps
+    ``extra_draws``         draws      made again, for the same reason
     ======================  =========  =====================================================================
 
     All count from the loader's first batch on, over all epochs.

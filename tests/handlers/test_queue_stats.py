@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,11 @@ def test_every_figure_is_a_metric_after_each_iteration(loader: PatchQueueLoader,
     assert patches == sorted(patches)
     assert patches[0] >= BATCH
     assert patches[-1] == 2 * VOLUMES * PATCHES
+
+
+def test_every_figure_is_documented() -> None:
+    documented = re.findall(r"^    ``(\w+)``  ", QueueStatsHandler.__doc__ or "", re.MULTILINE)
+    assert documented == list(QueueStats().scalars())
 
 
 def test_the_metrics_are_the_loaders_own_figures(loader: PatchQueueLoader, engine: Engine) -> None:
