@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from dataclasses import MISSING, fields
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -96,6 +97,8 @@ def resolve(*, multiprocessing_context: str | BaseContext | None, **arguments: A
     Raises:
         TypeError, ValueError: with the argument's name, what was found and what is expected.
     """
+    defaults = {field.name: field.default for field in fields(QueueOptions) if field.default is not MISSING}
+    arguments = {**defaults, **arguments}
     for name in ("queue_length", "warmup"):
         if arguments[name] is not None:
             _positive(name, arguments[name])
@@ -118,9 +121,12 @@ def resolve(*, multiprocessing_context: str | BaseContext | None, **arguments: A
     if arguments["pin_memory"] and not torch.cuda.is_available():
         arguments["pin_memory"] = False  # as torch's DataLoader does
     return QueueOptions(
-        **{**arguments, "timeout": arguments["timeout"] or None},
-        device=None if device is None else torch.device(device),
-        context=start_context(multiprocessing_context),
+        **{
+            **arguments,
+            "timeout": arguments["timeout"] or None,
+            "device": None if device is None else torch.device(device),
+            "context": start_context(multiprocessing_context),
+        }
     )
 
 

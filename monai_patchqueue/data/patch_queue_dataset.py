@@ -104,12 +104,10 @@ class PatchQueueDataset(QueueFace, IterableDataset[Any]):
                 persistent_workers=persistent_workers,
                 on_error=on_error,
                 volume_timeout=volume_timeout,
-                timeout=None,
                 worker_init_fn=worker_init_fn,
                 patch_transform=patch_transform,
                 item_transform=item_transform,
                 collate_fn=_only,
-                device=None,
             ),
             start_background,
         )

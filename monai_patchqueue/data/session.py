@@ -68,12 +68,12 @@ class QueueSession:
 
     def start(self) -> Runner:
         """Start the workers, if they are not running."""
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                "this loader was made in another process (a DataLoader's worker?): it has workers of its own and "
+                "runs in the process that made it."
+            )
         if self._runner is None:
-            if os.getpid() != self._pid:
-                raise RuntimeError(
-                    "this loader was made in another process (a DataLoader's worker?): it has workers of its own and "
-                    "runs in the process that made it."
-                )
             options = self.options
             recipe = Recipe(options.dataset, self.seed, options.patch_transform, options.worker_init_fn).with_traced()
             handle = SlabHandle(
@@ -104,7 +104,7 @@ class QueueSession:
             )
             kind = InlineRunner if isinstance(producer, InlineProducer) else BackgroundRunner
             self._runner = kind(queue, producer, assembler)
-            self._finalizer = weakref.finalize(self, _close, self._runner, handle)
+            self._finalizer = weakref.finalize(self, _close, self._runner, handle, self._pid)
         return self._runner
 
     def _producer(self, recipe: Recipe, handle: SlabHandle) -> Producer:
@@ -316,6 +316,8 @@ def _nothing() -> None:
     """No plan for a following epoch."""
 
 
-def _close(runner: Runner, handle: SlabHandle) -> None:
+def _close(runner: Runner, handle: SlabHandle, pid: int) -> None:
+    if os.getpid() != pid:
+        return  # a forked child's copy: threads, workers and the slab are its parent's
     runner.close()
     handle.close()

@@ -123,10 +123,11 @@ def _collate(arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch]) 
     """What ``list_data_collate`` would give, without stacking the arrays again."""
     keys = patches[0].record.keys
     for patch in patches:
-        if patch.record.keys != keys:
-            odd = sorted(set(keys) ^ set(patch.record.keys))
+        odd = sorted(map(str, set(keys) ^ set(patch.record.keys)))
+        if odd:
             raise ValueError(
-                f"volumes {patches[0].ticket.volume} and {patch.ticket.volume} differ in their keys {odd}."
+                f"volumes {patches[0].ticket.volume} and {patch.ticket.volume} differ in their keys {odd}: patches of "
+                "all volumes need the same keys. Add DeleteItemsd, or the keys where they are missing."
             )
     small = [{key: _copy(p.record.value(key, p.draw.patch)) for key in keys if key not in arrays} for p in patches]
     collated = list_data_collate(small) if small[0] else {}

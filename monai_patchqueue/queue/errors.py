@@ -50,6 +50,8 @@ class Failure:
         text = f"{volume} could not be prepared ({worker}): {self.kind.__name__}: {self.message}"
         if self.trace:
             text += f"\n\nThe worker's traceback:\n{self.trace}"
+        if not issubclass(self.kind, Exception) or issubclass(self.kind, (StopIteration, StopAsyncIteration)):
+            return RuntimeError(text)  # else it would end the consumer, or its epoch, as if all were well
         try:
             # Only plain built-in and our own classes surely take a single message.
             return self.kind(_Verbatim(text) if issubclass(self.kind, KeyError) else text)

@@ -34,8 +34,8 @@ def parse_budget(budget: float | int | str) -> float | int:
         if not match:
             raise ValueError(f"ram_budget={budget!r}: expected a number with a unit, for instance '8GiB' or '500MB'.")
         budget = int(float(match[1]) * _UNITS[(match[2] or "").lower()])
-    if not budget > 0:
-        raise ValueError(f"ram_budget={budget!r}: expected more than nothing.")
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"ram_budget={budget!r}: expected more than nothing, and an end.")
     return budget if isinstance(budget, float) and budget <= 1 else int(budget)
 
 

@@ -304,7 +304,8 @@ class PatchQueue:
             del self._waiting[number]
             slots = self._in_flight[number].slots
             self._producer.grant(number, slots or [])
-        for number in list(self._in_memory):
+        while self._in_memory:  # a volume that does not fit fails, which leads here again
+            number = next(iter(self._in_memory))
             self._write(self._in_flight[number], self._in_memory.pop(number))
 
     def _allocate(self, spec: SlabSpec) -> None:

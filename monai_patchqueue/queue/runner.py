@@ -38,7 +38,10 @@ class Runner(ABC):
     def _assemble(self, patches: list[DrawnPatch]) -> Batch:
         if self.queue.info is None or self._plan is None:
             raise RuntimeError("a batch is assembled before an epoch is open.")
-        content = self._assembler(self.queue.info, patches, self._plan.epoch, self._batches)
+        try:
+            content = self._assembler(self.queue.info, patches, self._plan.epoch, self._batches)
+        except StopIteration as error:  # would end the epoch as if all were well
+            raise RuntimeError(f"a transform or collate_fn raised StopIteration({error}).") from error
         self.queue.drawn(patches)
         self._batches += 1
         return Batch(content, Counter(patch.ticket.volume for patch in patches))

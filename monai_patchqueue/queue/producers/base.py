@@ -115,11 +115,13 @@ class InlineProducer(Producer):
     def wait(self) -> list[Event]:
         if not self._todo:
             return []
-        number, ticket, _ = self._todo.popleft()
+        number, ticket, _ = self._todo[0]  # and there it stays if Ctrl-C ends this
         try:
-            return [InMemory(number, self._preparer(ticket))]
+            event: Event = InMemory(number, self._preparer(ticket))
         except Exception as error:
-            return [Failed(number, Failure.of(error), "in the calling process")]
+            event = Failed(number, Failure.of(error), "in the calling process")
+        self._todo.popleft()
+        return [event]
 
     def grant(self, number: int, slots: Sequence[int]) -> None:
         raise RuntimeError("an inline producer has nobody waiting for slots.")

@@ -109,7 +109,7 @@ class ExecutorProducer(Producer):
                 return None
             self._again.pop(0)
             return Failed(assignment.number, Failure.of(error), type(self._executor).__name__)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             event: Event = Failed(assignment.number, Failure.of(error), type(self._executor).__name__)
         else:
             event = InMemory(assignment.number, pickle.loads(volume) if isinstance(volume, bytes) else volume)

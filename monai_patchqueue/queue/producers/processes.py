@@ -330,9 +330,10 @@ class _Loop:
         self._start_failure: Failure | None = None
         try:
             self._introduce(index, num_workers, recipe)
-            self._preparer = Preparer(recipe, "process")
+            preparer = Preparer(recipe, "process")
             if recipe.worker_init_fn is not None:
                 recipe.worker_init_fn(index)
+            self._preparer = preparer
         except Exception as error:
             self._start_failure = Failure.of(error)
         self._name = f"worker process {index}, pid {os.getpid()}"
@@ -354,7 +355,7 @@ class _Loop:
                 event = self._work(assignment)
             except (EOFError, ConnectionError):
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 event = Failed(assignment.number, Failure.of(error), self._name)
             self._send(event)
 
@@ -376,10 +377,15 @@ class _Loop:
         try:
             message = dumps(event)
         except Exception as error:
-            if not isinstance(event, Written):
+            if isinstance(event, Written):
+                text = f"gave a patch whose {describe_unpicklable(event.record)} cannot be pickled: {error}"
+                failure = Failure(TypeError, text)
+            elif isinstance(event, Failed):  # its class is known to this process alone
+                text = f"{event.failure.kind.__name__}: {event.failure.message}"
+                failure = Failure(RuntimeError, text, event.failure.trace)
+            else:
                 raise
-            text = f"gave something under its keys {sorted(event.record.shared)} that cannot be pickled: {error}"
-            message = dumps(Failed(event.number, Failure(TypeError, text), self._name))
+            message = dumps(Failed(event.number, failure, self._name))
         self._connection.send_bytes(message)
 
     def _receive(self) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -69,6 +70,10 @@ class _ThreadWorker:
         return preparing[0]
 
     def _run(self) -> None:
+        with suppress(SystemExit):  # how an abandoned thread ends
+            self._serve()
+
+    def _serve(self) -> None:
         one_openmp_thread()
         producer = self._producer
         try:
@@ -90,7 +95,7 @@ class _ThreadWorker:
         failure = None
         try:
             volume = preparer(ticket)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = Failed(number, Failure.of(error), self.thread.name)
         with self._lock:
             if self._abandoned:
