@@ -178,6 +178,8 @@ class QueueSession:
             if not self.options.persistent_workers:
                 self.stop()
             raise StopIteration
+        if batch.handover is not None:
+            batch.handover()
         self.batches += 1
         self._recorder.delivered(requested, batch.volumes)
         return batch.content

@@ -16,6 +16,7 @@ from .patch_queue import DrawnPatch
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
 from .slab import SlabInfo
+from .transfer import Transfer
 
 __all__ = ["Assembler", "BufferPool"]
 
@@ -80,14 +81,20 @@ class Assembler:
         self._item_transform = item_transform
         self._batch_transform = batch_transform
         self._collate_fn = collate_fn
-        self._pin = pin_memory and torch.cuda.is_available()
-        self._device = device
+        on_cuda = device is not None and device.type == "cuda"
+        self._pin = (pin_memory or on_cuda) and torch.cuda.is_available()
+        self._transfer = None if device is None else Transfer(device)
         self._pool = BufferPool()
         self._reseed_item = Reseeder(item_transform)
         self._reseed_batch = Reseeder(batch_transform)
 
-    def __call__(self, info: SlabInfo, patches: Sequence[DrawnPatch], epoch: int, number: int) -> Any:
-        """The ``number``-th batch of ``epoch``. Everything in it is the caller's: nothing refers to the slab."""
+    def __call__(
+        self, info: SlabInfo, patches: Sequence[DrawnPatch], epoch: int, number: int
+    ) -> tuple[Any, Callable[[], None] | None]:
+        """The ``number``-th batch of ``epoch``. Everything in it is the caller's: nothing refers to the slab.
+
+        With it comes what the caller's thread has to call before it uses the batch, if anything.
+        """
         slots = np.array([patch.slot for patch in patches])
         arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors}
         if self._item_transform is None and self._collate_fn is None:
@@ -97,12 +104,17 @@ class Assembler:
             if self._item_transform is not None:
                 items = [self._transform_item(patch, item) for patch, item in zip(patches, items, strict=True)]
             batch = (self._collate_fn or list_data_collate)(items)
-        if self._device is not None:
-            batch = _to_device(batch, self._device)
-        if self._batch_transform is not None:
-            self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
-            batch = self._batch_transform(batch)
-        return batch
+        if self._transfer is None:
+            return self._transform_batch(batch, epoch, number), None
+        with self._transfer.stream():
+            batch = self._transform_batch(self._transfer(batch), epoch, number)
+        return batch, self._transfer.handover(batch)
+
+    def _transform_batch(self, batch: Any, epoch: int, number: int) -> Any:
+        if self._batch_transform is None:
+            return batch
+        self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
+        return self._batch_transform(batch)
 
     def _gather(self, info: SlabInfo, key: str, slots: np.ndarray[Any, Any]) -> torch.Tensor:
         spec = info.slab.layout.keys[key]
@@ -182,13 +194,3 @@ def _copy(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     return value
-
-
-def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_to_device(value, device) for value in batch)
-    return batch

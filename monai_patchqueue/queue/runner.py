@@ -19,10 +19,14 @@ __all__ = ["BackgroundRunner", "Batch", "InlineRunner", "Runner"]
 
 
 class Batch(NamedTuple):
-    """A finished batch, with the number of its patches that come from each volume."""
+    """A finished batch, with the number of its patches that come from each volume.
+
+    ``handover`` is to be called by the consumer's thread before it uses the batch.
+    """
 
     content: Any
     volumes: Counter[int]
+    handover: Callable[[], None] | None
 
 
 class Runner(ABC):
@@ -39,12 +43,12 @@ class Runner(ABC):
         if self.queue.info is None or self._plan is None:
             raise RuntimeError("a batch is assembled before an epoch is open.")
         try:
-            content = self._assembler(self.queue.info, patches, self._plan.epoch, self._batches)
+            content, handover = self._assembler(self.queue.info, patches, self._plan.epoch, self._batches)
         except StopIteration as error:  # would end the epoch as if all were well
             raise RuntimeError(f"a transform or collate_fn raised StopIteration({error}).") from error
         self.queue.drawn(patches)
         self._batches += 1
-        return Batch(content, Counter(patch.ticket.volume for patch in patches))
+        return Batch(content, Counter(patch.ticket.volume for patch in patches), handover)
 
     @abstractmethod
     def open(
