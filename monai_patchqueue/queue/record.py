@@ -67,7 +67,7 @@ def spec_of(value: Any) -> KeySpec | None:
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
         return KeySpec(tuple(value.shape), value.dtype, isinstance(value, MetaTensor))
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return KeySpec(value.shape, as_tensor(value[(..., *(slice(0, 1),) * value.ndim)]).dtype)
+        return KeySpec(value.shape, as_tensor(np.empty(0, value.dtype)).dtype)
     return None
 
 
