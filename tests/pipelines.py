@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def drawn(batches: Iterable[dict[str, Any]]) -> list[tuple[int, int]]:
 def every_patch(counts: Sequence[int], repeats: int = 1) -> Counter[tuple[int, int]]:
     """What an exact epoch draws."""
     return Counter({(v, p): repeats for v, count in enumerate(counts) for p in range(count)})
+
+
+def goes_on(loader: PatchQueueLoader, counts: list[int]) -> None:
+    """Whole epochs follow, once volumes that were prepared ahead, and had failed too, have been heard of."""
+    for _ in range(2):
+        with suppress(Exception):
+            drawn(loader)
+    for _ in range(2):
+        assert Counter(drawn(loader)) == every_patch(counts)
 
 
 def digest(batches: Iterable[dict[str, Any]]) -> str:
