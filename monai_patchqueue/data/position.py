@@ -19,7 +19,9 @@ class Position:
     Args:
         epoch: number of the epoch.
         batches: batches of it that were handed out.
-        order: the epoch's order of volumes; empty where its sampler is still to be asked.
+        order: the epoch's order of volumes; empty where its sampler gives it again.
+        sampler_epoch: the sampler's own epoch number, where it has one and the epoch has begun.
+        rank: the process of a distributed run.
         replaced: entries of the order whose volume failed, with the number of replacements tried.
         generators: states of the sampler's own generators, by attribute.
 
@@ -32,6 +34,8 @@ class Position:
     epoch: int
     batches: int
     order: tuple[int, ...] = ()
+    sampler_epoch: int | None = None
+    rank: int = 0
     replaced: tuple[tuple[int, int], ...] = ()
     generators: Mapping[str, str] = field(default_factory=dict)
 
@@ -42,6 +46,8 @@ class Position:
             "epoch": self.epoch,
             "batches": self.batches,
             "order": list(self.order),
+            "sampler_epoch": self.sampler_epoch,
+            "rank": self.rank,
             "replaced": [list(pair) for pair in self.replaced],
             "generators": dict(self.generators),
         }
@@ -60,9 +66,16 @@ class Position:
                 f"the state has version {state['version']}; this release of monai_patchqueue reads {_VERSION}."
             )
         return Position(
-            int(state["epoch"]),
-            int(state["batches"]),
-            tuple(state["order"]),
-            tuple((int(entry), int(attempts)) for entry, attempts in state["replaced"]),
-            dict(state["generators"]),
+            epoch=int(state["epoch"]),
+            batches=int(state["batches"]),
+            order=tuple(state["order"]),
+            sampler_epoch=state["sampler_epoch"],
+            rank=int(state["rank"]),
+            replaced=tuple((int(entry), int(attempts)) for entry, attempts in state["replaced"]),
+            generators=dict(state["generators"]),
         )
+
+    @property
+    def is_of_its_rank_alone(self) -> bool:
+        """Whether another rank could not go on from here."""
+        return bool(self.order or self.replaced or self.generators)

@@ -43,11 +43,11 @@ class QueueSession:
         self._runner: Runner | None = None
         self._plan: EpochPlan | None = None
         self._finalizer: weakref.finalize[..., Any] | None = None
-        self._resuming: Position | None = None
+        self._resuming: Position | None = None  # where the next iterator begins, if not at the next epoch
         self._prepared: tuple[Ticket, PreparedVolume] | None = None
         self._pid = os.getpid()
         self._iterators = 0
-        self._closed = False
+        self._fresh = True
 
     def __len__(self) -> int:
         return self._sizing.num_batches
@@ -121,20 +121,21 @@ class QueueSession:
 
     def iterate(self) -> Iterator[Any]:
         """Begin the next epoch; an iterator over its batches. An older iterator ends with an error."""
-        if self.batches and self._resuming is None:
-            self.epoch, self.batches = self.epoch + 1, 0
         runner = self.start()
-        order, resuming = self._orders.take(self.epoch), self._resuming
+        resuming, self._resuming = self._resuming, None
         if resuming is not None:
-            self._resuming = None
-            self.batches = resuming.batches
-            order = resuming.order or order
+            self.epoch, self.batches = resuming.epoch, resuming.batches
+        elif self.batches:
+            self.epoch, self.batches = self.epoch + 1, 0
+        order = self._orders.take(self.epoch, resuming.sampler_epoch if resuming else None)
+        order = (resuming.order if resuming else ()) or order
         self._plan = self._make_plan(self.epoch, order)
         self._recorder.opened(self._plan.natural_draws, self._plan.num_draws)
         persistent = self.options.persistent_workers or self.options.executor is not None
         replaced = dict(resuming.replaced) if resuming else None
         runner.open(self._plan, self._following if persistent else _nothing, self.batches, replaced)
         self._iterators += 1
+        self._fresh = True
         return _Batches(self, self._iterators)
 
     def _following(self) -> EpochPlan | None:
@@ -172,12 +173,13 @@ class QueueSession:
             raise RuntimeError("this loader runs in the process that made it.")
         if self._runner is None:
             raise RuntimeError("the loader was closed during this epoch.")
-        requested = self._recorder.requested()
+        requested = self._recorder.requested(first=self._fresh)
         batch = self._runner.next(self.options.timeout)
         if batch is None:
             if not self.options.persistent_workers:
                 self.stop()
             raise StopIteration
+        self._fresh = False
         if batch.handover is not None:
             batch.handover()
         self.batches += 1
@@ -230,11 +232,13 @@ class QueueSession:
         if self._resuming is not None:
             return self._resuming
         over = self.batches == len(self)
-        begun = self._plan is not None and self._plan.epoch == self.epoch and not over
+        begun = self._plan is not None and self._plan.epoch == self.epoch and self.batches > 0 and not over
         return Position(
             epoch=self.epoch + over,
             batches=0 if over else self.batches,
-            order=self._plan.order if begun and self._plan and self.batches else (),
+            order=self._plan.order if begun and self._plan and not self._orders.repeatable else (),
+            sampler_epoch=self._orders.sampler_epoch if begun else None,
+            rank=_rank(),
             replaced=tuple(self._runner.queue.replaced.items()) if begun and self._runner else (),
             generators=self._orders.generators(before=begun),
         )
@@ -247,6 +251,11 @@ class QueueSession:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the position of ``state``."""
         position, decisive = Position.from_dict(state), dict(state["decisive"])
+        if position.is_of_its_rank_alone and position.rank != _rank():
+            raise ValueError(
+                f"the state was taken on rank {position.rank}, and holds its order of volumes; this is rank {_rank()}. "
+                "Save a checkpoint on each rank, and load each rank's own."
+            )
         own = self._decisive()
         if self.options.seed is None:
             own["seed"] = decisive["seed"]
@@ -264,8 +273,7 @@ class QueueSession:
         self._orders.restore(position.generators)
         if self.options.queue_length is None:
             self._sizing = replace(self._sizing, length=decisive["queue_length"], budget=None)
-        self.epoch, self.batches, self._plan = position.epoch, position.batches, None
-        self._prepared = None
+        self._plan = self._prepared = None
         self._resuming = position
         self._iterators += 1
 
@@ -286,8 +294,8 @@ class QueueSession:
         """Name the next epoch, to the sampler too where that has a ``set_epoch``."""
         if hasattr(self.options.sampler, "set_epoch"):
             self.options.sampler.set_epoch(int(epoch))
-        self.epoch, self.batches = int(epoch), 0
-        self._resuming = None
+        if self._resuming is None or self._resuming.epoch != epoch:
+            self._resuming = Position(int(epoch), 0, rank=_rank(), generators=self._orders.generators())
 
 
 class _Batches:
@@ -312,6 +320,12 @@ class _Batches:
 
     def __len__(self) -> int:
         return len(self._session)
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0
 
 
 def _nothing() -> None:

@@ -10,11 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import DistributedSampler as MonaiDistributedSampler
+from monai.data import DistributedWeightedRandomSampler
+from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data.distributed import DistributedSampler
 
 from .schedule import ORDER, seed_sequence
 from .seeding import global_random_state
 
 __all__ = ["VolumeOrders"]
+
+_REPEATABLE = (
+    SequentialSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    DistributedSampler,
+    MonaiDistributedSampler,
+    DistributedWeightedRandomSampler,
+    list,
+    tuple,
+    range,
+)
 
 
 class VolumeOrders:
@@ -36,8 +53,18 @@ class VolumeOrders:
         self._moved = False
         self._before = self.generators()
 
-    def take(self, epoch: int) -> tuple[int, ...]:
-        """The order of ``epoch``, from the sampler as it is now.
+    @property
+    def repeatable(self) -> bool:
+        """Whether the sampler's order depends on nothing but the seed, the epoch, and its own epoch number."""
+        return type(self._sampler) in _REPEATABLE and not self.generators()
+
+    @property
+    def sampler_epoch(self) -> int | None:
+        """The sampler's own epoch when an order was last taken, where it has one."""
+        return self._last_epoch
+
+    def take(self, epoch: int, sampler_epoch: int | None = None) -> tuple[int, ...]:
+        """The order of ``epoch``, from the sampler as it is now, or as it would be in an epoch of its own.
 
         Raises:
             ValueError: a sampler that gives nothing, or an index that the dataset does not have.
@@ -46,7 +73,11 @@ class VolumeOrders:
         now = self._sampler_epoch()
         self._moved = now != self._last_epoch
         self._last_epoch = now
-        return self._list(copy.copy(self._sampler), epoch)
+        sampler: Any = copy.copy(self._sampler)
+        if sampler_epoch is not None and sampler_epoch != now:
+            sampler.set_epoch(sampler_epoch)
+            self._last_epoch = sampler_epoch
+        return self._list(sampler, epoch)
 
     def guess(self, epoch: int) -> tuple[int, ...]:
         """The order that the epoch after the one last taken will probably have; changes nothing.

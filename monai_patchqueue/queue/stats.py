@@ -26,12 +26,13 @@ class QueueStats:
         volumes: volumes prepared.
         fill: patches that are ready, as a share of ``queue_length``, 0 to 1.
         queue_length: size of the window in patches; 0 before it is known.
-        patches_per_second: patches handed out per second between the first request for a batch and the last batch.
-        volumes_per_second: volumes prepared per second in the same time.
+        patches_per_second: patches handed out per second of epochs under way: from an epoch's first request for a batch
+            to its last batch, so that validation between epochs does not count.
+        volumes_per_second: volumes prepared per second of the same time.
         wait_seconds: mean time that the consumer waited for a batch.
         last_wait_seconds: time that it waited for the last batch.
         max_wait_seconds: the longest time that it waited for a batch.
-        starved: share of the time that the consumer spent waiting for batches, 0 to 1.
+        starved: share of that time which the consumer spent waiting for batches, 0 to 1.
         load_seconds: mean time per volume, in the workers, of loading and transforms but sampling.
         sample_seconds: mean time per volume of multi-sample transforms: choosing centers and cropping.
         write_seconds: mean time per volume of writing patches into their slots.
@@ -94,8 +95,8 @@ class Recorder:
         self._failures: Counter[int] = Counter()
         self._lost_draws = 0
         self._extra_draws = 0
-        self._first_request: float | None = None
-        self._last_batch = 0.0
+        self._elapsed = 0.0
+        self._mark = 0.0
         self._wait = 0.0
         self._last_wait = 0.0
         self._max_wait = 0.0
@@ -118,11 +119,11 @@ class Recorder:
             self._lost_draws += max(natural_draws - num_draws, 0)
             self._extra_draws += max(num_draws - natural_draws, 0)
 
-    def requested(self) -> float:
-        """The consumer asks for a batch."""
+    def requested(self, first: bool) -> float:
+        """The consumer asks for a batch, the ``first`` that it gets from its iterator or a later one."""
         now = time.perf_counter()
-        if self._first_request is None:
-            self._first_request = now
+        if first:
+            self._mark = now
         return now
 
     def delivered(self, requested: float, volumes: Mapping[int, int]) -> None:
@@ -131,7 +132,8 @@ class Recorder:
         with self._lock:
             self._batches += 1
             self._counts.update(volumes)
-            self._last_batch = now
+            self._elapsed += now - self._mark
+            self._mark = now
             self._last_wait = now - requested
             self._wait += self._last_wait
             self._max_wait = max(self._max_wait, self._last_wait)
@@ -139,7 +141,7 @@ class Recorder:
     def stats(self, *, epoch: int, ready: int, queue_length: int, slab_bytes: int) -> QueueStats:
         """The figures now."""
         with self._lock:
-            elapsed = self._last_batch - self._first_request if self._first_request and self._batches else 0.0
+            elapsed = self._elapsed
             patches = self._counts.total()
             volumes = self._volumes or 1
             return QueueStats(

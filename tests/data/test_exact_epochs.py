@@ -158,7 +158,6 @@ def test_set_epoch_names_the_next_epoch() -> None:
     assert loader.stats().epoch == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a batch drawn of the old epoch after set_epoch counts as one of the new epoch")
 def test_set_epoch_in_the_middle_of_an_epoch_names_the_next_one() -> None:
     loader = make_loader([4] * 8, batch_size=4, shuffle=True)
     iterator = iter(loader)
