@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import monai
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_patchqueue import PatchQueueLoader
 from monai_patchqueue.data.synthetic import SYNTHETIC_LABELS, make_synthetic_dataset
@@ -25,10 +27,10 @@ REAL_DATA = os.environ.get("PATCHQUEUE_TEST_DATA")
 VOLUMES = 4
 
 
-def run_bundle(folder: Path, **settings: object) -> str:
-    """Train as a user does, in a process and a working folder of its own; all that it printed."""
+def start_bundle(folder: Path, **settings: object) -> subprocess.Popen[str]:
+    """Begin to train as a user does, in a process and a working folder of its own."""
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIG), *flags],
         cwd=folder,
         # Sums differ in the last bit with another number of threads.
@@ -36,11 +38,22 @@ def run_bundle(folder: Path, **settings: object) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+
+
+def run_bundle(folder: Path, **settings: object) -> str:
+    """Train to the end; all that it printed."""
+    with start_bundle(folder, **settings) as process:
+        output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The loss of each step, as TensorBoard has it."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train_loss")}
 
 
 def metric(output: str, name: str) -> list[float]:
@@ -138,6 +151,27 @@ def test_the_same_seed_gives_the_same_network(small_data: str, tmp_path: Path) -
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(small_data: str, tmp_path: Path) -> None:
+    settings = {"max_epochs": 3, "val_interval": 3, "num_samples": 4, "batch_size": 2, "patch_size": [16, 16, 16]}
+    settings |= {"dataset_dir": small_data, "checkpoint_interval": 1, "num_workers": 1}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_bundle(tmp_path, output_dir=whole, **settings)
+    with start_bundle(tmp_path, output_dir=broken, **settings) as process:
+        while process.poll() is None and not (broken / "checkpoint.pt").exists():
+            time.sleep(0.05)
+        process.kill()
+    done = torch.load(broken / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
+    assert 0 < done < 18
+    run_bundle(tmp_path, output_dir=broken, resume=True, **settings)
+    assert len(losses(whole)) == 18
+    resumed = {step: loss for step, loss in losses(broken).items() if step > done}
+    assert resumed == {step: loss for step, loss in losses(whole).items() if step > done}
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, broken)]
+    assert states[0]["loader"] == states[1]["loader"]
+    assert all(torch.equal(value, states[1]["network"][key]) for key, value in states[0]["network"].items())
+
+
 def test_every_documented_setting_is_one_with_the_documented_default() -> None:
     config = json.loads(CONFIG.read_text(encoding="utf-8"))
     settings = documented_settings()
@@ -146,7 +180,7 @@ def test_every_documented_setting_is_one_with_the_documented_default() -> None:
     for name, default in settings.items():
         value = config[name]
         if not (isinstance(value, str) and value.startswith("$")):
-            assert str(value if value is not None else "null") == default, name
+            assert (value if isinstance(value, str) else json.dumps(value)) == default, name
 
 
 def test_every_documented_setting_has_its_effect(parser: ConfigParser, small_data: str, tmp_path: Path) -> None:
@@ -165,6 +199,8 @@ def test_every_documented_setting_has_its_effect(parser: ConfigParser, small_dat
         "num_folds": 2,
         "fold": 1,
         "val_cache_num": 1,
+        "resume": True,
+        "checkpoint_interval": 2,
         "seed": 5,
         "device": "cpu",
     }
@@ -189,6 +225,8 @@ def test_every_documented_setting_has_its_effect(parser: ConfigParser, small_dat
     assert len(training) == 2
     assert not training & validation
     assert parser.get_parsed_content("validate::dataset").cache_num == 1
+    assert parser["resume"]
+    assert parser["checkpoint_interval"] == 2
     assert parser["train::handlers::2::interval"] == "@val_interval"
     assert parser.get_parsed_content("validate::handlers::2").save_dir == str(tmp_path / "elsewhere")
 
