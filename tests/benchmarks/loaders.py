@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=int, help="measured, after one that is not (default: 4)")
     add("--repeats", type=int, help="fresh processes per contestant (default: 3)")
     add("--sleep", type=float, default=0.05, help="seconds that the second consumer takes for a step")
+    add("--max-others", type=float, metavar="CORES", help="repeat a run while other processes used more than this")
     add("--quick", action="store_true", help="one process each and one epoch: a look, not a measurement")
     add("--check-only", action="store_true", help="compare what is delivered, time nothing")
     add("--folder", type=Path, help="keep the volumes here, and take those that are there")
@@ -68,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
         try:
             checks = check_all(contestants, setup)
             print(_checked(checks))
-            runs = {} if arguments.check_only else time_all(contestants, setup, repeats)
+            runs = {} if arguments.check_only else time_all(contestants, setup, repeats, arguments.max_others)
         except ContestantFailed as failure:
             print(failure, file=sys.stderr)
             return 1

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
 
 def time_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
     """Free-running epochs, then epochs with a consumer that sleeps."""
+    import_module(contestant.requires)
     before = time.perf_counter()
     loader = contestant.build(setup)
     built = time.perf_counter() - before
