@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess, parent_process
@@ -48,6 +49,16 @@ _SAFETY = 5.0
 _TRIES = 2
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A worker takes up an assignment: from now on the clock runs, and if it dies, this volume may be the reason.
+
+    Without a number: it has started.
+    """
+
+    number: int | None = None
+
+
 class _ProcessWorker:
     """One process and the assignments it has, in order."""
 
@@ -55,6 +66,7 @@ class _ProcessWorker:
         self.index = index
         self.assignments: deque[Assignment] = deque()
         self.busy_since: float | None = None
+        self._begun: _Begun | None = None
         with _fork_lock:
             self._start(index, producer)
 
@@ -91,8 +103,6 @@ class _ProcessWorker:
             self.connection.send_bytes(dumps(message))
 
     def assign(self, assignment: Assignment) -> None:
-        if not self.assignments:
-            self.busy_since = time.monotonic()
         self.assignments.append(assignment)
         self.send("assign", assignment)
 
@@ -101,16 +111,27 @@ class _ProcessWorker:
         events: list[Event] = []
         try:
             while self.connection.poll():
-                event: Event = pickle.loads(self.connection.recv_bytes())
+                event: Event | _Begun = pickle.loads(self.connection.recv_bytes())
+                if isinstance(event, _Begun):
+                    self._begun = event
+                    self.busy_since = None if event.number is None else time.monotonic()
+                    continue
                 events.append(event)
-                if isinstance(event, NeedsSlots):
-                    self.busy_since = None
-                else:
+                self.busy_since = None
+                if not isinstance(event, NeedsSlots):
                     self.assignments.popleft()
-                    self.busy_since = time.monotonic() if self.assignments else None
         except (EOFError, ConnectionError, OSError):
             pass
         return events
+
+    def culprit(self) -> Assignment | None:
+        """The assignment whose volume a dead worker may have died of.
+
+        A worker that is killed while it waits, or before it takes up what it was just sent, accuses none; one that dies
+        while it starts does, as it would be started again for ever.
+        """
+        first = self.assignments[0] if self.assignments else None
+        return first if first and (self._begun is None or self._begun.number == first.number) else None
 
     def stop(self) -> None:
         _parent_ends.discard(self.connection)
@@ -217,9 +238,11 @@ class ProcessProducer(Producer):
                 events += self._replace(index, None)
             elif self._is_late(worker):
                 message = f"took longer than volume_timeout={self._timeout} s."
+                late = worker.culprit()
                 worker.process.kill()
-                events += worker.receive()
-                events += self._replace(index, Failure(TimeoutError, message))
+                events += worker.receive()  # perhaps it has just finished, and begun with another volume
+                failure = Failure(TimeoutError, message) if worker.culprit() is late else None
+                events += self._replace(index, failure)
         for event in events:
             if not isinstance(event, NeedsSlots):
                 self._tries.pop(event.number, None)
@@ -234,10 +257,9 @@ class ProcessProducer(Producer):
         dead = self._workers[index]
         dead.process.join()
         events: list[Event] = []
-        assignments = deque(dead.assignments)
+        culprit, assignments = dead.culprit(), deque(dead.assignments)
         dead.assignments.clear()
-        if assignments:
-            culprit = assignments[0]
+        if culprit is not None:
             tries = self._tries[culprit.number] = self._tries.get(culprit.number, 0) + 1
             if failure is None and tries >= _TRIES:
                 failure = Failure(
@@ -347,10 +369,12 @@ class _Loop:
         )
 
     def run(self) -> None:
+        self._send(_Begun())
         while True:
             while not self._todo:
                 self._receive()
             assignment = self._todo.popleft()
+            self._send(_Begun(assignment.number))
             try:
                 event = self._work(assignment)
             except (EOFError, ConnectionError):
@@ -373,7 +397,7 @@ class _Loop:
             self._receive()
         return Written(number, write(volume, self._slab, slots, self._first))
 
-    def _send(self, event: Event) -> None:
+    def _send(self, event: Event | _Begun) -> None:
         try:
             message = dumps(event)
         except Exception as error:
