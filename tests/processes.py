@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Child processes for tests that kill, measure or limit whole processes.
+
+They are forked: a fresh interpreter takes seconds to import torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+def die() -> None:
+    """Kill this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for_death() -> None:
+    """Wait until somebody else has killed this process."""
+    while True:
+        time.sleep(1)
+
+
+def workers() -> list[int]:
+    """This process's children, as they are now."""
+    return [process.pid for process in psutil.Process().children()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie, which nobody has waited for yet, does not)."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def idle(pids: Iterable[int]) -> bool:
+    """Whether processes sleep, and still do so a moment later, having done nothing."""
+    seen = []
+    for _ in range(4):
+        with suppress(psutil.NoSuchProcess):
+            processes = [psutil.Process(pid) for pid in pids]
+            seen.append(
+                [(p.status() == psutil.STATUS_SLEEPING, p.num_ctx_switches(), p.cpu_times()) for p in processes]
+            )
+        time.sleep(0.01)
+    return len(seen) == 4 and all(look == seen[0] for look in seen) and all(asleep for asleep, *_ in seen[0])
+
+
+def shared_memory_files() -> set[str]:
+    """What lies in ``/dev/shm``."""
+    folder = Path("/dev/shm")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def pss(pid: int | None = None) -> int:
+    """Memory of a process and its children in bytes, pages that several share counted once."""
+    me = psutil.Process(pid)
+    total = 0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(OSError, StopIteration):
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            total += 1024 * next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+@contextmanager
+def child(target: Callable[..., object], *arguments: Any) -> Iterator[BaseProcess]:
+    """Run a function in a child with a process group of its own, of which nothing is left afterwards."""
+
+    def main() -> None:
+        os.setpgid(0, 0)
+        torch.set_num_threads(1)  # the pool of threads does not come through a fork
+        target(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.join()
+
+
+def in_children(targets: Sequence[Callable[[], Any]], seconds: float = 100.0) -> list[Any]:
+    """What functions return, each called in a child of its own, all at the same time."""
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in targets]
+
+    def report(number: int) -> None:
+        try:
+            result = True, targets[number]()
+        except BaseException:
+            result = False, traceback.format_exc()
+        pipes[number][1].send(result)
+
+    def nested(number: int, started: list[BaseProcess]) -> list[Any]:
+        if number < len(targets):
+            with child(report, number) as process:
+                return nested(number + 1, [*started, process])
+        results = []
+        for process, (receiver, sender) in zip(started, pipes, strict=True):
+            sender.close()
+            assert receiver.poll(seconds), f"no answer within {seconds} s"
+            try:
+                fine, result = receiver.recv()
+            except EOFError:
+                process.join()
+                raise AssertionError(f"the child ended with exit code {process.exitcode}") from None
+            assert fine, result
+            results.append(result)
+        return results
+
+    return nested(0, [])
+
+
+def in_child(target: Callable[[], Any], seconds: float = 100.0) -> Any:
+    """What a function returns in a child process."""
+    return in_children([target], seconds)[0]

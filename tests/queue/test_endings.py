@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""However the main process ends, no worker, no shared memory and no file outlives it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.pipelines import Patches, append_line, lines, make_loader
+from tests.processes import child, is_alive, shared_memory_files, wait_for
+
+pytestmark = pytest.mark.timeout(60)
+
+WITHIN = 5.0  # seconds
+
+
+class Slow:
+    """Takes seconds with all volumes but the first few, and says who is at it."""
+
+    def __init__(self, folder: Path, seconds: float = 60) -> None:
+        self.folder = folder
+        self.seconds = seconds
+
+    def __call__(self, volume: int) -> None:
+        append_line(self.folder / ("busy" if volume >= 4 else "loading"), os.getpid())
+        time.sleep(self.seconds if volume >= 4 else 0)
+
+
+def consume(folder: Path, num_workers: int, arguments: dict[str, Any]) -> None:
+    """What the process that is to end does: waits for a batch, having got some."""
+    loader = make_loader(Patches([4] * 20, fault=Slow(folder)), num_workers, batch_size=4, **arguments)
+    append_line(folder / "processes", os.getpid())
+    for _ in loader:
+        for process in psutil.Process().children(recursive=True):
+            append_line(folder / "processes", process.pid)
+        append_line(folder / "batches", "batch")
+
+
+def processes(folder: Path) -> set[int]:
+    return {int(line) for line in lines(folder / "processes") + lines(folder / "busy")}
+
+
+def wait_until_busy(folder: Path, num_workers: int, seconds: float = 20) -> None:
+    wait_for(lambda: len(lines(folder / "batches")) == 4, "four batches", seconds)
+    wait_for(lambda: len(lines(folder / "busy")) >= num_workers, "busy workers")
+
+
+def all_gone(folder: Path) -> float:
+    """Wait until all processes are gone; how many seconds that took."""
+    begin = time.monotonic()
+    wait_for(lambda: not any(map(is_alive, processes(folder))), f"the end of {processes(folder)}", WITHIN)
+    return time.monotonic() - begin
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fork",
+        pytest.param("spawn", marks=[pytest.mark.slow, pytest.mark.timeout(150)]),
+        pytest.param("forkserver", marks=[pytest.mark.slow, pytest.mark.timeout(150)]),
+    ],
+)
+def test_workers_end_within_seconds_after_the_main_process_is_killed(method: str, tmp_path: Path) -> None:
+    before = shared_memory_files()
+    with child(consume, tmp_path, 2, {"multiprocessing_context": method}) as process:
+        wait_until_busy(tmp_path, 2, 20 if method == "fork" else 120)
+        assert len(processes(tmp_path)) >= 3
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        all_gone(tmp_path)
+    assert shared_memory_files() <= before
+
+
+def test_workers_end_too_where_a_sibling_of_the_main_process_keeps_their_pipes_open(tmp_path: Path) -> None:
+    def with_sibling(folder: Path) -> None:
+        loader = make_loader(Patches([4] * 20, fault=Slow(folder)), 2, batch_size=4)
+        append_line(folder / "processes", os.getpid())
+        for number, _ in enumerate(loader):
+            if number == 0:
+                sibling = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+                sibling.start()
+                (folder / "sibling").write_text(f"{sibling.pid}")
+            append_line(folder / "batches", "batch")
+
+    with child(with_sibling, tmp_path) as process:
+        wait_until_busy(tmp_path, 2)
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        all_gone(tmp_path)
+        assert is_alive(int((tmp_path / "sibling").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_ends_an_epoch_at_once(number: signal.Signals, tmp_path: Path) -> None:
+    before = shared_memory_files()
+    with child(consume, tmp_path, 2, {}) as process:
+        wait_until_busy(tmp_path, 2)
+        begin = time.monotonic()
+        os.killpg(process.pid or 0, number)
+        process.join(WITHIN)
+        assert process.exitcode is not None, "it goes on"
+        assert time.monotonic() - begin < 3
+        all_gone(tmp_path)
+    assert shared_memory_files() <= before
+
+
+def test_workers_leave_ctrl_c_to_the_main_process(tmp_path: Path) -> None:
+    with child(consume, tmp_path, 2, {}) as process:
+        wait_until_busy(tmp_path, 2)
+        for pid in processes(tmp_path) - {process.pid}:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert all(is_alive(pid) for pid in processes(tmp_path))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.queue.test_endings import consume
+consume(Path(sys.argv[1]), 2, {"worker_type": sys.argv[2]})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("kind", ["process", "thread"])
+def test_ctrl_c_ends_a_script_at_once_and_nothing_is_left_running(kind: str, tmp_path: Path) -> None:
+    before = shared_memory_files()
+    root = Path(__file__).parents[2]
+    script = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), kind],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        wait_until_busy(tmp_path, 2, 120)
+        begin = time.monotonic()
+        os.killpg(script.pid, signal.SIGINT)
+        _, errors = script.communicate(timeout=20)
+        seconds = time.monotonic() - begin
+        # A thread that is inside C code (here: sleeps) is waited for, five seconds at most: Python would abort else.
+        assert seconds < (5 if kind == "process" else 9), errors
+        assert script.returncode == -signal.SIGINT
+        assert errors.rstrip().endswith("KeyboardInterrupt")
+        assert errors.count("Traceback") == 1, errors
+        all_gone(tmp_path)
+    finally:
+        if script.poll() is None:
+            os.killpg(script.pid, signal.SIGKILL)
+            script.wait()
+    assert shared_memory_files() <= before
