@@ -175,14 +175,11 @@ def test_a_volume_that_was_waiting_its_turn_is_not_blamed_for_a_workers_death(tm
     fault = DieAt(victim, tmp_path / "die", die, once=True)
     with make_loader(Patches(counts, tmp_path / "log", fault), 1, queue_length=2) as loader:
         batches = iter(loader)
-        content = []
-        while loader.stats().volumes < victim:
-            content.append(next(batches))
-            wait_for(lambda: idle(workers()), "an idle worker")
+        wait_for(lambda: loader.stats().volumes == victim and idle(workers()), "a full queue")
         assert str(victim) not in lines(tmp_path / "log")
         (worker,) = workers()
         os.kill(worker, signal.SIGSTOP)
-        content += [next(batches), next(batches)]  # makes room for the next volume, which is sent to the worker
+        content = [next(batches), next(batches)]  # makes room for the next volume, which is sent to the worker
         time.sleep(0.2)
         os.kill(worker, signal.SIGKILL)
         assert digest([*content, *batches]) == expected
@@ -202,6 +199,6 @@ def test_the_start_of_a_worker_is_no_part_of_a_volumes_time(kind: str) -> None:
 def test_a_worker_that_always_dies_at_its_start_is_an_error_and_no_hang() -> None:
     with (
         make_loader([2] * 4, 2, worker_init_fn=lambda worker: die()) as loader,
-        pytest.raises(WorkerDiedError, match="volume 0(.|\n)*SIGKILL"),
+        pytest.raises(WorkerDiedError, match=r"volume 0(.|\n)*SIGKILL"),
     ):
         drawn(loader)
