@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -186,7 +187,9 @@ def _item(arrays: Mapping[str, torch.Tensor], index: int, patch: DrawnPatch) -> 
 def _copy(value: Any) -> Any:
     """A copy of a record's value, whose parts are shared between the patches of a volume."""
     if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
+        clone = copy.copy(value)  # of its own class, which collation keeps
+        clone.update({key: _copy(item) for key, item in value.items()})
+        return clone
     if type(value) in (list, tuple):
         return type(value)(_copy(item) for item in value)
     if isinstance(value, torch.Tensor):
