@@ -295,9 +295,7 @@ def test_batches_do_not_depend_on_pythons_hash_seed(tmp_path: Path) -> None:
     assert done.stdout.split()[-1:] == [expected_bits], done.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a budget holds the slots of volumes in preparation, whose number is the workers'"
-)
+@pytest.mark.xfail(strict=True, reason="a budget holds the slots of volumes in preparation too, one per worker")
 def test_batches_under_a_memory_budget_do_not_depend_on_the_number_of_workers() -> None:
     bits = {
         two_epochs([4] * 32, workers, queue_length=None, ram_budget=300 * 1024, worker_type="thread")
