@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..queue.memory import available_memory, format_bytes, parse_budget, ranks_on_this_host
 from ..queue.patch_queue import slots_needed
+from ..queue.producers.executors import parallelism
 from .options import QueueOptions
 
 __all__ = ["Sizing", "epoch_patches"]
@@ -39,13 +40,19 @@ def epoch_patches(sampler: Iterable[int], counts: np.ndarray[Any, np.dtype[np.in
                 "Use fewer "
                 "ranks or more volumes."
             )
-        return -(-total // sampler.num_replicas)
+        if len(sampler) == sampler.num_samples:  # else it draws a number of its own, as a weighted one may
+            return -(-total // sampler.num_replicas)
     chosen = sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler
     if isinstance(chosen, (list, tuple, range)):
         return int(counts[list(chosen)].sum())
     if not isinstance(sampler, Sized):
         raise TypeError(
             f"sampler {type(sampler).__name__} has no len(): the loader could not tell how long an epoch is."
+        )
+    if len(sampler) == 0:
+        raise ValueError(
+            f"sampler {type(sampler).__name__} has len() 0: it gives no volume. Each rank needs a volume of its own; "
+            f"there are {len(counts)} for all of them."
         )
     return -(-total * len(sampler) // len(counts))
 
@@ -87,7 +94,7 @@ class Sizing:
             batch_size=options.batch_size,
             drop_last=options.drop_last,
             max_count=int(options.counts.max()),
-            workers=getattr(options.executor, "_max_workers", None) or max(options.num_workers, 1),
+            workers=parallelism(options.executor) if options.executor else max(options.num_workers, 1),
             length=options.queue_length,
             budget=options.ram_budget,
         )
