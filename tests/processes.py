@@ -127,9 +127,9 @@ def in_children(targets: Sequence[Callable[[], Any]], seconds: float = 100.0) ->
             except EOFError:
                 process.join()
                 raise AssertionError(f"the child ended with exit code {process.exitcode}") from None
-            assert fine, result
-            results.append(result)
-        return results
+            results.append((fine, result))
+        assert all(fine for fine, _ in results), "\n\n".join(result for fine, result in results if not fine)
+        return [result for _, result in results]
 
     return nested(0, [])
 
