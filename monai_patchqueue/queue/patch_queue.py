@@ -142,8 +142,7 @@ class PatchQueue:
             plan = replace(plan, queue_length=self.queue_length)
         epoch = EpochUnderWay(plan, batches=batches)
         if batches:
-            # Which volumes are needed does not depend on the queue's final length having been settled only if it is
-            # given; else the slab's layout comes first, and `_start_draws` catches up.
+            # A state says how long the queue is, so which volumes are needed is known before the slab is laid out.
             epoch.remaining = Draws(plan).advance(self._drawn_after(batches, plan)).remaining()
         if self.info is not None:
             self._start_draws(epoch)
@@ -372,7 +371,11 @@ class PatchQueue:
         for patch in patches:
             if patch.draw.last:
                 volume = epoch.volumes[patch.draw.entry]
-                self._keep_only(volume, volume.left - {patch.draw.patch})
+                volume.left.discard(patch.draw.patch)
+                if volume.slots is not None:
+                    volume.slots[patch.draw.patch] = -1
+                self._free.append(patch.slot)
+                self._ready -= 1
                 if not volume.left:
                     del epoch.volumes[patch.draw.entry]
 
