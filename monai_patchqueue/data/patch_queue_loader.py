@@ -180,12 +180,12 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
     @property
     def multiprocessing_context(self) -> str | BaseContext | None:
         """How worker processes are started, as given."""
-        context: str | BaseContext | None = self.__dict__.get("_context")
+        context: str | BaseContext | None = self.__dict__.get("multiprocessing_context")
         return context
 
     @multiprocessing_context.setter
     def multiprocessing_context(self, context: str | BaseContext | None) -> None:
-        self.__dict__["_context"] = context
+        self.__dict__["multiprocessing_context"] = context
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = self._session.iterate()
