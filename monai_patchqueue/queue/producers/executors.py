@@ -19,11 +19,16 @@ from ..worker import PreparedVolume, Preparer, Recipe, thread_copy
 from .base import Assignment, Event, Failed, InMemory, Producer
 from .threads import one_openmp_thread
 
-__all__ = ["ExecutorProducer"]
+__all__ = ["ExecutorProducer", "parallelism"]
 
 _tokens = itertools.count()
 # Preparers of this thread, by recipe: an executor's thread may serve several loaders.
 _local = threading.local()
+
+
+def parallelism(executor: Executor) -> int:
+    """Volumes that an executor prepares at the same time, as far as it says."""
+    return int(getattr(executor, "_max_workers", None) or os.cpu_count() or 1)
 
 
 class _SharedRecipe:
@@ -69,7 +74,7 @@ class ExecutorProducer(Producer):
     """
 
     def __init__(self, recipe: Recipe, executor: Executor) -> None:
-        self.num_workers = int(getattr(executor, "_max_workers", None) or os.cpu_count() or 1)
+        self.num_workers = parallelism(executor)
         self._executor = executor
         self._recipe = _SharedRecipe(recipe, (os.getpid(), next(_tokens)))
         self._events: SimpleQueue[tuple[Assignment, Future[Any]] | None] = SimpleQueue()
