@@ -52,8 +52,11 @@ class Failure:
             text += f"\n\nThe worker's traceback:\n{self.trace}"
         if not issubclass(self.kind, Exception) or issubclass(self.kind, (StopIteration, StopAsyncIteration)):
             return RuntimeError(text)  # else it would end the consumer, or its epoch, as if all were well
-        try:
-            # Only plain built-in and our own classes surely take a single message.
-            return self.kind(_Verbatim(text) if issubclass(self.kind, KeyError) else text)
-        except Exception:
-            return RuntimeError(text)
+        # Only plain built-in and our own classes surely take a single message: numpy's MemoryError does not.
+        for kind in self.kind.__mro__[: self.kind.__mro__.index(Exception)]:
+            try:
+                error: BaseException = kind(_Verbatim(text) if issubclass(kind, KeyError) else text)
+            except Exception:
+                continue
+            return error
+        return RuntimeError(text)
