@@ -136,29 +136,32 @@ class Sizing:
         available = available_memory() // ranks_on_this_host()
         size = max(patch_nbytes, 1)
         if self.length is not None:
-            needed = self.slots(self.wished_length) * size
-            if needed > available:
+            if self.slots(self.wished_length) * size > available:
                 raise ValueError(
                     f"queue_length={self.length} does not fit into memory: "
-                    f"{self._arithmetic(self.wished_length, size)}, of "
-                    f"{format_bytes(available)} available. Lower queue_length, samples_per_volume or num_workers, "
-                    "or pass "
-                    "ram_budget."
+                    f"{self._arithmetic(self.wished_length, size)} "
+                    f"of {format_bytes(available)} available. Lower queue_length, samples_per_volume or "
+                    "num_workers, or "
+                    "pass ram_budget."
                 )
             return self.wished_length
         if self.budget is None:
-            return max(1, min(self.wished_length, available // 4 // size - self.slots(0)))
+            return max(1, min(self.wished_length, available // 4 // size))
+        # A budget is the window's alone: a number of bytes gives the same batches with any number of workers.
         budget = parse_budget(self.budget)
-        allowed = int(budget * available) if isinstance(budget, float) else budget // ranks_on_this_host()
-        length = allowed // size - self.slots(0)
-        if length < 1 or allowed > available:
+        if isinstance(budget, float):
+            allowed = min(int(budget * available), available - self.slots(0) * size)
+        else:
+            allowed = budget // ranks_on_this_host()
+        length = min(allowed // size, self.patches)
+        if length < 1 or self.slots(length) * size > available:
             raise ValueError(
-                f"ram_budget={self.budget!r} allows {format_bytes(allowed)} for this process, of "
-                f"{format_bytes(available)} "
-                f"available; the shortest queue needs {self._arithmetic(1, size)}. Change ram_budget, or lower "
-                "samples_per_volume or num_workers."
+                f"ram_budget={self.budget!r} allows a queue of {format_bytes(allowed)} in this process: "
+                f"{self._arithmetic(max(length, 1), size)} of {format_bytes(available)} available. Change "
+                "ram_budget, or "
+                "lower samples_per_volume or num_workers."
             )
-        return min(length, self.patches)
+        return length
 
     def _arithmetic(self, length: int, size: int) -> str:
         slots = self.slots(length)

@@ -116,7 +116,14 @@ def _own_number(dataset: Any, index: int, number: Any, default: int, what: str) 
             "Pass a number, or a dataset that keeps its records in 'data' as MONAI's do."
         )
     if callable(number):
-        return number(record)
+        try:
+            return number(record)
+        except Exception as error:
+            raise ValueError(
+                f"{what} fails for {volume_name(dataset, index)}: {type(error).__name__}: {error}. Counts must be "
+                "known "
+                "before an epoch, so it is called with the volume's record, as it is before loading."
+            ) from error
     return record.get(number, default) if isinstance(record, Mapping) else default
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +21,9 @@ from .record import Patch, VolumeRecord, array_specs, as_tensor, first_differenc
 from .schedule import PREPARE, Ticket, seed_sequence
 from .seeding import Reseeder, global_random_state, reachable, seed_globals
 from .slab import KeySpec, Slab
+from .thread_copies import copy_for_thread
 
-__all__ = ["PreparedVolume", "Preparer", "Recipe", "thread_copy", "write"]
+__all__ = ["PreparedVolume", "Preparer", "Recipe", "write"]
 
 
 class _Clock(threading.local):
@@ -54,6 +54,11 @@ class Recipe:
     patch_transform: Callable[[Any], Any] | None = None
     worker_init_fn: Callable[[int], object] | None = None
     traced: tuple[int, ...] = ()
+
+    def for_thread(self) -> Recipe:
+        """The recipe for a thread of its own: transforms and random state are copied, data and caches are shared."""
+        dataset, patch_transform = copy_for_thread(self.dataset, self.patch_transform)
+        return replace(self, dataset=dataset, patch_transform=patch_transform)
 
     def with_traced(self) -> Recipe:
         """The recipe as the consumer hands it out."""
@@ -242,31 +247,3 @@ def _timed_class(cls: type) -> type | None:
             _clock.inside = False
 
     return type(cls.__name__, (cls,), {"__call__": timed_call, "__module__": cls.__module__})
-
-
-def thread_copy(recipe: Recipe) -> Recipe:
-    """A copy for a thread of its own: transforms are copied, data and caches are shared."""
-    memo: dict[int, Any] = {}
-    dataset = _copy_dataset(recipe.dataset, memo)
-    return replace(recipe, dataset=dataset, patch_transform=copy.deepcopy(recipe.patch_transform, memo))
-
-
-def _copy_dataset(dataset: Any, memo: dict[int, Any]) -> Any:
-    """The datasets and their transforms anew, objects that they have in common once, around the same data."""
-    if id(dataset) in memo:
-        return memo[id(dataset)]
-    clone = memo[id(dataset)] = copy.copy(dataset)
-    for name, value in getattr(dataset, "__dict__", {}).items():
-        if isinstance(value, Dataset):
-            setattr(clone, name, _copy_dataset(value, memo))
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, Dataset) for v in value):
-            setattr(clone, name, type(value)(_copy_dataset(v, memo) for v in value))
-        elif callable(value) or _holds_random_state(value):
-            setattr(clone, name, copy.deepcopy(value, memo))
-    return clone
-
-
-def _holds_random_state(value: object) -> bool:
-    from monai.transforms import Transform
-
-    return any(isinstance(obj, Transform) or hasattr(obj, "set_random_state") for obj in reachable(value))

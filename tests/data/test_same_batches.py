@@ -170,16 +170,7 @@ def noisy_twice(noise: RandGaussianNoise) -> Callable[[Any], Any]:
     return twice
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [
-        PROCESSES,
-        pytest.param(
-            THREADS,
-            marks=pytest.mark.xfail(reason="copy.deepcopy does not copy functions: threads share their closures"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("workers", [PROCESSES, THREADS])
 def test_random_transforms_in_closures_are_seeded_for_each_volume(workers: dict[str, Any]) -> None:
     digests = {
         two_epochs(cropped(Lambdad("image", noisy_twice(RandGaussianNoise(prob=1.0)))), **arguments)
@@ -203,10 +194,7 @@ class OwnRandomness(torch.utils.data.Dataset):
         return {"image": torch.full((1, 40, 40), first + self.rng.random())}
 
 
-@pytest.mark.parametrize(
-    "workers",
-    [PROCESSES, pytest.param(THREADS, marks=pytest.mark.xfail(reason="threads share a dataset's own generators"))],
-)
+@pytest.mark.parametrize("workers", [PROCESSES, THREADS])
 def test_a_datasets_own_generator_is_seeded_for_each_volume(workers: dict[str, Any]) -> None:
     digests = {
         two_epochs(OwnRandomness(), samples_per_volume=1, **arguments) for arguments in (INLINE, workers, workers)
@@ -295,7 +283,6 @@ def test_batches_do_not_depend_on_pythons_hash_seed(tmp_path: Path) -> None:
     assert done.stdout.split()[-1:] == [expected_bits], done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="a budget holds the slots of volumes in preparation too, one per worker")
 def test_batches_under_a_memory_budget_do_not_depend_on_the_number_of_workers() -> None:
     bits = {
         two_epochs([4] * 32, workers, queue_length=None, ram_budget=300 * 1024, worker_type="thread")

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import Failure
 from ..pickling import dumps
 from ..schedule import Ticket
-from ..worker import PreparedVolume, Preparer, Recipe, thread_copy
+from ..worker import PreparedVolume, Preparer, Recipe
 from .base import Assignment, Event, Failed, InMemory, Producer
 from .threads import one_openmp_thread
 
@@ -61,7 +61,7 @@ def _prepare(shared: _SharedRecipe, ticket: Ticket) -> PreparedVolume | bytes:
             preparers[shared.token] = Preparer(shared.recipe, "inline")
         else:
             one_openmp_thread()
-            preparers[shared.token] = Preparer(thread_copy(shared.recipe), "thread")
+            preparers[shared.token] = Preparer(shared.recipe.for_thread(), "thread")
     volume = preparers[shared.token](ticket)
     return volume if shared.token[0] == os.getpid() else dumps(volume)
 

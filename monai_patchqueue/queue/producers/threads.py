@@ -18,7 +18,7 @@ import torch
 from ..errors import Failure
 from ..record import array_specs
 from ..slab import SlabInfo
-from ..worker import Preparer, Recipe, thread_copy, write
+from ..worker import Preparer, Recipe, write
 from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
 
 __all__ = ["ThreadProducer", "one_openmp_thread"]
@@ -132,7 +132,7 @@ class ThreadProducer(Producer):
         self._timeout = volume_timeout
         self._recipe = recipe
         self._outstanding = 0
-        self._workers = [_ThreadWorker(i, thread_copy(recipe), self) for i in range(num_workers)]
+        self._workers = [_ThreadWorker(i, recipe.for_thread(), self) for i in range(num_workers)]
 
     def capacity(self) -> int:
         return 2 * self.num_workers - self._outstanding if self.info else self.num_workers - self._outstanding
@@ -171,7 +171,7 @@ class ThreadProducer(Producer):
             deadline = worker.deadline(self._timeout or 0.0)
             if deadline is not None and time.monotonic() >= deadline:
                 assignment = worker.abandon()
-                self._workers[index] = _ThreadWorker(index, thread_copy(self._recipe), self)
+                self._workers[index] = _ThreadWorker(index, self._recipe.for_thread(), self)
                 if assignment is not None:
                     message = f"took longer than volume_timeout={self._timeout} s."
                     return Failed(assignment.number, Failure(TimeoutError, message), worker.thread.name)
