@@ -10,22 +10,19 @@ from __future__ import annotations
 import multiprocessing.connection as mpc
 import os
 import pickle
-import signal
-import sys
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
 
 import torch
 
+from ..child import SAFETY, describe_exit, hang_up, start_child
 from ..errors import Failure, WorkerDiedError
 from ..pickling import describe_unpicklable, dumps
 from ..record import array_specs
@@ -34,16 +31,6 @@ from ..worker import Preparer, Recipe, write
 from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
 
 __all__ = ["ProcessProducer"]
-
-# This process's ends of workers' pipes. A forked child inherits copies, which would keep a worker from noticing that
-# its parent is gone.
-_parent_ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
-
-# A process that is forked by another thread meanwhile would keep the new worker's ends open.
-_fork_lock = threading.Lock()
-
-# Where some other process keeps them open all the same, its death is noticed this many seconds later.
-_SAFETY = 5.0
 
 # A volume that kills its worker is tried in a second one.
 _TRIES = 2
@@ -67,32 +54,14 @@ class _ProcessWorker:
         self.assignments: deque[Assignment] = deque()
         self.busy_since: float | None = None
         self._begun: _Begun | None = None
-        with _fork_lock:
-            self._start(index, producer)
-
-    def _start(self, index: int, producer: ProcessProducer) -> None:
-        context = producer.context
-        self.connection, child = context.Pipe(duplex=True)
-        method = context.get_start_method()
-        inherited = (*_parent_ends, self.connection) if method == "fork" else ()
-        _parent_ends.add(self.connection)
-        parent = None if method == "forkserver" else os.getpid()
-        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=_main,
-            args=(index, producer.num_workers, producer.recipe, producer.handle, child, inherited, parent),
+        self.process, self.connection = start_child(
+            producer.context,
+            _main,
+            (index, producer.num_workers, producer.recipe, producer.handle),
             name=f"patchqueue-worker-{index}",
-            daemon=True,
+            sent=producer.recipe,
+            instead="worker_type='thread'",
         )
-        try:
-            self.process.start()
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise TypeError(
-                f"{describe_unpicklable(producer.recipe)} cannot be sent to a worker process started by "
-                f"{method!r}: {error}. "
-                "Define functions at a module's top level instead of as lambdas or inside functions, or use "
-                "worker_type='thread', or multiprocessing_context='fork' where the system has it."
-            ) from error
-        child.close()
 
     @property
     def name(self) -> str:
@@ -134,8 +103,7 @@ class _ProcessWorker:
         return first if first and (self._begun is None or self._begun.number == first.number) else None
 
     def stop(self) -> None:
-        _parent_ends.discard(self.connection)
-        self.connection.close()
+        hang_up(self.connection)
         if self.assignments or self.process.exitcode is None:
             self.process.terminate()
 
@@ -221,8 +189,8 @@ class ProcessProducer(Producer):
     def _poll_timeout(self) -> float:
         since = [worker.busy_since for worker in self._workers if worker.busy_since is not None]
         if self._timeout is None or not since:
-            return _SAFETY
-        return min(max(min(since) + self._timeout - time.monotonic(), 0.0), _SAFETY)
+            return SAFETY
+        return min(max(min(since) + self._timeout - time.monotonic(), 0.0), SAFETY)
 
     def _collect(self, timeout: float | None) -> list[Event]:
         objects: list[Any] = [self._wake_receiver]
@@ -262,9 +230,7 @@ class ProcessProducer(Producer):
         if culprit is not None:
             tries = self._tries[culprit.number] = self._tries.get(culprit.number, 0) + 1
             if failure is None and tries >= _TRIES:
-                failure = Failure(
-                    WorkerDiedError, f"its worker {_describe_exit(dead.process.exitcode)}, {tries} times."
-                )
+                failure = Failure(WorkerDiedError, f"its worker {describe_exit(dead.process.exitcode)}, {tries} times.")
             if failure is not None:
                 events.append(Failed(culprit.number, failure, dead.name))
                 assignments.popleft()
@@ -286,54 +252,9 @@ class ProcessProducer(Producer):
             return True
 
 
-def _describe_exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " (the kernel does this when memory runs out)" if name == "SIGKILL" else ""
-        return f"was killed by {name}{hint}"
-    return f"ended with exit code {code}"
-
-
-def _main(
-    index: int,
-    num_workers: int,
-    recipe: Recipe,
-    handle: SlabHandle,
-    connection: Connection[Any, Any],
-    inherited: Sequence[Connection[Any, Any]],
-    parent: int | None,
-) -> None:
+def _main(connection: Connection[Any, Any], index: int, num_workers: int, recipe: Recipe, handle: SlabHandle) -> None:
     """A worker process, from start to end."""
-    for other in inherited:
-        other.close()
-    # Ctrl-C reaches the whole process group; the consumer decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    worker = _Loop(index, num_workers, recipe, handle, connection)
-    try:
-        worker.run()
-    except (EOFError, ConnectionError):
-        pass  # the consumer has closed the queue, or is gone
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # exit handlers are the parent's
-
-
-def _end_with_parent(parent: int | None) -> None:
-    """End this process when its parent is gone, whatever it is doing.
-
-    The sentinel alone does not do: under fork, siblings that were started later hold a copy of its other end.
-    """
-    process = parent_process()
-    while process is not None:
-        gone = mpc.wait([process.sentinel], timeout=1.0) or (parent is not None and os.getppid() != parent)
-        if gone:
-            os._exit(1)
+    _Loop(index, num_workers, recipe, handle, connection).run()
 
 
 class _Loop:
