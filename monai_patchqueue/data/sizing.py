@@ -154,7 +154,7 @@ class Sizing:
         else:
             allowed = budget // ranks_on_this_host()
         length = min(allowed // size, self.patches)
-        if length < 1 or self.slots(length) * size > available:
+        if length < 1 or max(allowed, self.slots(length) * size) > available:
             raise ValueError(
                 f"ram_budget={self.budget!r} allows a queue of {format_bytes(allowed)} in this process: "
                 f"{self._arithmetic(max(length, 1), size)} of {format_bytes(available)} available. Change "

@@ -82,8 +82,8 @@ def test_a_budget_decides_the_length_and_is_kept() -> None:
     with make_loader([4] * 100, 2, worker_type="thread", batch_size=4, ram_budget="256KiB") as loader:
         next(iter(loader))
         stats = loader.stats()
-        assert 0.9 * 2**18 < stats.slab_bytes <= 2**18
-        assert stats.queue_length * 4096 < stats.slab_bytes
+        assert stats.queue_length == 2**18 // 4096
+        assert stats.slab_bytes == (64 + 3 * 4 + 4) * 4096  # volumes in preparation, and a batch, come on top
 
 
 def test_a_queue_that_does_not_fit_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_a_queue_that_does_not_fit_is_refused_with_the_arithmetic(monkeypatch: p
         list(make_loader([4] * 100, queue_length=90, batch_size=4))
     with make_loader([4] * 100, batch_size=4) as loader:
         next(iter(loader))
-        assert loader.stats().queue_length == 100 // 4 - (2 * 4 + 4)  # a quarter, less the slots for preparation
+        assert loader.stats().queue_length == 100 // 4  # a quarter
 
 
 @pytest.mark.parametrize(
