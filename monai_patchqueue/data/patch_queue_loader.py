@@ -38,8 +38,8 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
         sampler: order of the volumes, for instance a ``DistributedSampler``; excludes ``shuffle``.
         queue_length: patches that draws are made from. Default: min(patches per epoch, max(16 × samples per volume,
             8 × batch size)), at most a quarter of the memory.
-        ram_budget: memory for these patches instead: a fraction (float up to 1) of what this process may use, bytes, or a
-            text like ``"8GiB"``. Slots for volumes in preparation come on top; ``memory_bytes()`` counts them.
+        ram_budget: memory for these patches instead: a fraction (float up to 1) of what this process may use, bytes,
+            or a text like ``"8GiB"``. Slots for volumes in preparation come on top; ``memory_bytes()`` counts them.
         samples_per_volume: patches that a volume gives: a number, the name of a key of its record, or a callable
             from its record. Default: as the dataset's transforms say.
         shuffle_patches: draw patches at random from the queue. Default: if ``shuffle`` or ``sampler`` is given.
