@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.connection as mpc
 import os
 import pickle
@@ -106,6 +107,7 @@ def _enter(
     """A child process, from start to end."""
     for other in inherited:
         other.close()
+    gc.freeze()  # collecting would write to, and so copy, what a fork shares with its parent
     # Ctrl-C reaches the whole process group; the consumer decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
