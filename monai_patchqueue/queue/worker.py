@@ -12,9 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from monai.data import MetaTensor
-from monai.transforms.traits import InvertibleTrait, MultiSampleTrait
-from monai.utils import TraceKeys
+from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import Dataset
 
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
@@ -22,6 +20,7 @@ from .schedule import PREPARE, Ticket, seed_sequence
 from .seeding import Reseeder, global_random_state, reachable, seed_globals
 from .slab import KeySpec, Slab
 from .thread_copies import copy_for_thread
+from .traces import TraceNames, transform_ids
 
 __all__ = ["PreparedVolume", "Preparer", "Recipe", "write"]
 
@@ -62,7 +61,7 @@ class Recipe:
 
     def with_traced(self) -> Recipe:
         """The recipe as the consumer hands it out."""
-        return replace(self, traced=_transform_ids(self))
+        return replace(self, traced=transform_ids(self.dataset, self.patch_transform))
 
 
 @dataclass
@@ -89,10 +88,8 @@ class Preparer:
         self._samplers = [
             obj for obj in reachable(recipe.dataset) if isinstance(obj, MultiSampleTrait) and callable(obj)
         ]
-        own = _transform_ids(recipe)
-        # Under fork and inline they are the same.
-        self._renamed = dict(zip(own, recipe.traced, strict=True)) if len(own) == len(recipe.traced) else {}
-        self._renamed = {} if own == recipe.traced else self._renamed
+        ids = transform_ids(recipe.dataset, recipe.patch_transform)
+        self._trace_names = TraceNames(ids, recipe.traced)
         if where == "process":
             torch.set_num_threads(1)
 
@@ -110,17 +107,10 @@ class Preparer:
             patches = _patches(self._recipe.dataset[ticket.volume], ticket.count)
             if self._recipe.patch_transform is not None:
                 patches = [self._recipe.patch_transform(patch) for patch in patches]
-            if self._renamed:
-                self._rename_traces(patches)
+            self._trace_names.rename(patches)
             seconds = time.perf_counter() - start
             sampling = _clock.seconds
         return PreparedVolume(patches, {"load": seconds - sampling, "sample": sampling})
-
-    def _rename_traces(self, patches: Sequence[Patch]) -> None:
-        for patch in patches:
-            for value in patch.values():
-                if isinstance(value, MetaTensor):
-                    value.applied_operations = _renamed(value.applied_operations, self._renamed)
 
     @contextmanager
     def _surroundings(self, sequence: Any) -> Iterator[None]:
@@ -137,22 +127,6 @@ class Preparer:
                     yield
             finally:
                 torch.set_num_threads(threads)
-
-
-def _transform_ids(recipe: Recipe) -> tuple[int, ...]:
-    roots = recipe.dataset, recipe.patch_transform
-    return tuple(id(obj) for obj in reachable(roots) if isinstance(obj, InvertibleTrait))
-
-
-def _renamed(trace: Any, names: Mapping[int, int]) -> Any:
-    if isinstance(trace, dict):
-        return {
-            key: names.get(value, value) if key == TraceKeys.ID else _renamed(value, names)
-            for key, value in trace.items()
-        }
-    if type(trace) in (list, tuple):
-        return type(trace)(_renamed(part, names) for part in trace)
-    return trace
 
 
 def _patches(item: Any, count: int) -> list[Patch]:

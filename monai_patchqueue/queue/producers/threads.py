@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import threading
 import time
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -16,24 +14,13 @@ from typing import Any
 import torch
 
 from ..errors import Failure
+from ..exiting import end_at_exit, interrupt
 from ..record import array_specs
 from ..slab import SlabInfo
 from ..worker import Preparer, Recipe, write
 from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
 
 __all__ = ["ThreadProducer", "one_openmp_thread"]
-
-
-# Python before 3.14 aborts when a daemon thread is inside C++ code while the interpreter ends.
-_alive: weakref.WeakSet[_ThreadWorker] = weakref.WeakSet()
-_SECONDS_TO_END = 5.0
-
-
-@atexit.register
-def _end_threads() -> None:
-    deadline = time.monotonic() + _SECONDS_TO_END
-    for worker in [worker for worker in _alive if worker.abandon() is not None or worker.interrupted]:
-        worker.thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 class _ThreadWorker:
@@ -48,8 +35,8 @@ class _ThreadWorker:
         self._preparing: tuple[Assignment, float] | None = None
         self._abandoned = False
         self.interrupted = False
-        _alive.add(self)
         self.thread = threading.Thread(target=self._run, name=f"patchqueue-worker-{index}", daemon=True)
+        end_at_exit(self)
         self.thread.start()
 
     def deadline(self, timeout: float) -> float | None:
@@ -65,8 +52,7 @@ class _ThreadWorker:
             if preparing is None:
                 return None
         self.interrupted = True
-        # Ends the thread when it next comes back from C to Python.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(SystemExit))
+        interrupt(self.thread)
         return preparing[0]
 
     def _run(self) -> None:
