@@ -7,10 +7,12 @@ from .data import *
 from .data import __all__ as _data
 from .handlers import *
 from .handlers import __all__ as _handlers
+from .io import *
+from .io import __all__ as _io
 from .queue import *
 from .queue import __all__ as _queue
 from .transforms import *
 from .transforms import __all__ as _transforms
 
-__all__ = [*_data, *_handlers, *_queue, *_transforms]
+__all__ = [*_data, *_handlers, *_io, *_queue, *_transforms]
 __version__ = "0.1.0"

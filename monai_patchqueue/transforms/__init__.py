@@ -19,6 +19,7 @@ from .dictionary import (
     RandWeightedPatchDict,
 )
 from .index import LabelIndexD, LabelIndexd, LabelIndexDict, WeightIndexD, WeightIndexd, WeightIndexDict
+from .load_volume import LoadVolume, LoadVolumeD, LoadVolumed, LoadVolumeDict
 
 __all__ = [
     "GridPatchSamples",
@@ -28,6 +29,10 @@ __all__ = [
     "LabelIndexD",
     "LabelIndexDict",
     "LabelIndexd",
+    "LoadVolume",
+    "LoadVolumeD",
+    "LoadVolumeDict",
+    "LoadVolumed",
     "RandLabelPatch",
     "RandLabelPatchD",
     "RandLabelPatchDict",

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms.lazy.functional import apply_pending
 from monai.utils import ImageMetaKey, PostFix
 
+from ..io.lazy import LazyVolume
 from ..sampling import PatchGeometry, as_array, resolve_size
 from ._padding import Fill, read_padded
 
@@ -115,7 +116,7 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray:
             f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it "
             "must be channel-first ([channels, *spatial]) and go through the same spatial transforms"
         )
-    return as_array(guide)
+    return guide.values() if isinstance(guide, LazyVolume) else as_array(guide)
 
 
 def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill) -> Any:

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading volumes: MONAI's ``LoadImage``, at the speed at which the files can be decompressed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor, NumpyReader, get_track_meta
+from monai.data.utils import is_no_channel
+from monai.transforms import LoadImage, LoadImaged
+from monai.transforms.io.array import switch_endianness
+from monai.utils import ImageMetaKey, MetaKeys, PostFix, ensure_tuple, get_equivalent_dtype
+
+from ..io.lazy import LazyVolume
+from ..io.nifti import NiftiVoxels, is_nifti
+from ..io.reader import FastNiftiReader, HeaderReader
+from ..io.regions import StoredFile
+from ..io.scaling import Scaling
+
+__all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
+
+_WIDER = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype(np.uint64): np.int64}
+"""What MONAI makes tensors of, out of dtypes that torch lacks or has no arithmetic for."""
+
+
+class LoadVolume(LoadImage):
+    """MONAI's ``LoadImage``, faster for NIfTI files.
+
+    Values, dtype, affine and metadata are those of ``LoadImage``. The voxels stay in the order of axes in memory that
+    the file has; ``LoadImage`` brings them into C order, which takes as long as decompressing them. Files in other
+    formats, lists of files, and files with unusual headers go to MONAI's readers. A .hdr and .img pair is read as
+    ``NibabelReader`` reads it.
+
+    Args:
+        reader: MONAI's readers to use, for every file; None: ours for NIfTI, and MONAI's choice for all else.
+        image_only: give the volume only, not the volume and its metadata.
+        dtype: of the result; None keeps what the file's header says.
+        ensure_channel_first: add an axis for channels, or move it to the front.
+        simple_keys: keep only the most important metadata.
+        prune_meta_pattern: regular expression of metadata keys to leave out.
+        prune_meta_sep: separator of nested keys in that pattern.
+        expanduser: expand ``~`` in file names.
+        lazy_read: give a :class:`~monai_patchqueue.LazyVolume` of a NIfTI or .npy file, for the patch transforms that
+            follow: dtype and scale are applied to patches only, and of a file that is not compressed only patches are
+            read. Needs ``ensure_channel_first=True``.
+        mmap: map uncompressed files into memory for lazy reading, instead of reading from them. Faster where the files
+            are in the system's cache or on a network drive; slower on a cold local disk.
+        args: for the readers.
+        kwargs: for the readers, such as ``channel_dim``.
+
+    Raises:
+        ValueError: if ``lazy_read`` is asked for without ``ensure_channel_first``, or with a ``reader``.
+    """
+
+    def __init__(
+        self,
+        reader: Any = None,
+        image_only: bool = True,
+        dtype: Any = np.float32,
+        ensure_channel_first: bool = False,
+        simple_keys: bool = False,
+        prune_meta_pattern: str | None = None,
+        prune_meta_sep: str = ".",
+        expanduser: bool = True,
+        *args: Any,
+        lazy_read: bool = False,
+        mmap: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            reader,
+            image_only,
+            dtype,
+            ensure_channel_first,
+            simple_keys,
+            prune_meta_pattern,
+            prune_meta_sep,
+            expanduser,
+            *args,
+            **kwargs,
+        )
+        if lazy_read and not ensure_channel_first:
+            raise ValueError("volumes that are read lazily are channel-first: give ensure_channel_first=True as well")
+        if lazy_read and reader is not None:
+            raise ValueError(f"a reader of your choice ({reader!r}) reads whole volumes: leave it out, or lazy_read")
+        self.lazy_read = lazy_read
+        self.mmap = mmap
+        self._headers: Any = None
+        self._arrays: Any = None
+        target = None if dtype is None else np.dtype(get_equivalent_dtype(dtype, np.ndarray))
+        if reader is None:
+            self.register(_made_for(FastNiftiReader, args, kwargs))
+        if reader is None and target not in _WIDER:
+            headers = _made_for(HeaderReader, args, kwargs)
+            self._headers = None if headers.as_closest_canonical else headers
+            self._arrays = _made_for(NumpyReader, args, kwargs)
+        self._target = target
+
+    def __call__(self, filename: Any, reader: Any = None) -> Any:
+        """Load a volume.
+
+        Args:
+            filename: file, or files to be stacked as channels.
+            reader: MONAI's reader to use, for this call.
+
+        Returns:
+            A MetaTensor (a tensor where metadata are not tracked) or a LazyVolume; with ``image_only=False`` a pair of
+            that and its metadata.
+
+        Raises:
+            OSError: the file is missing, truncated or corrupt.
+            RuntimeError: no reader can read it.
+        """
+        names = ensure_tuple(filename)
+        if reader is None and len(names) == 1 and isinstance(names[0], (str, os.PathLike)):
+            name = str(Path(names[0]).expanduser()) if self.expanduser else os.fspath(names[0])
+            volume = self._nifti(name) if is_nifti(name) else self._npy(name) if name.endswith(".npy") else None
+            if volume is not None:
+                return volume if self.image_only else (volume, volume.meta)
+        return super().__call__(filename, reader)
+
+    def _nifti(self, name: str) -> Any | None:
+        """The volume of a NIfTI file; None if it is one for MONAI's readers."""
+        image = None if self._headers is None or not get_track_meta() else self._headers.read(name)
+        voxels = getattr(image, "dataobj", None)
+        if not isinstance(voxels, NiftiVoxels):
+            return None
+        zeros, meta = self._headers.get_data(image)
+        voxels = voxels.reshaped(zeros.shape)
+        target = _WIDER.get(voxels.dtype, voxels.dtype) if self._target is None else self._target
+        scaling = voxels.converted_to(target)
+        axis = _channel_axis(meta)
+        meta = self._tidy(meta, name, len(voxels.shape))
+        if self.lazy_read:
+            return LazyVolume(voxels.regions(self.mmap), scaling, meta, axis)
+        array = voxels.read(scaling)
+        if self.ensure_channel_first:
+            array = array[None] if axis is None else np.moveaxis(array, axis, 0)
+        return MetaTensor(torch.from_numpy(array), meta=meta)
+
+    def _npy(self, name: str) -> Any | None:
+        """The volume of a .npy file, if it is to be read lazily; None if it is one for MONAI's readers."""
+        if not self.lazy_read or self._arrays is None or not get_track_meta():
+            return None
+        mapped = np.load(name, mmap_mode="r")
+        if mapped.dtype.kind not in "biuf" or not mapped.size or not mapped.ndim:
+            return None
+        _, meta = self._arrays.get_data(mapped)
+        order = "C" if mapped.flags.c_contiguous else "F"
+        stored = StoredFile(name, mapped.offset, mapped.shape, mapped.dtype, order, self.mmap)
+        target = _WIDER.get(mapped.dtype, mapped.dtype) if self._target is None else self._target
+        axis = _channel_axis(meta)
+        return LazyVolume(stored, Scaling(dtype=np.dtype(target)), self._tidy(meta, name, mapped.ndim), axis)
+
+    def _tidy(self, meta: dict[Any, Any], name: str, ndim: int) -> dict[Any, Any]:
+        """Metadata as ``LoadImage`` gives them."""
+        meta = switch_endianness(meta, "<")
+        meta[ImageMetaKey.FILENAME_OR_OBJ] = name
+        stand_in = MetaTensor.ensure_torch_and_prune_meta(
+            np.zeros([1] * ndim), meta, self.simple_keys, pattern=self.pattern, sep=self.sep
+        )
+        tidied: dict[Any, Any] = stand_in.meta
+        return tidied
+
+
+def _made_for(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A reader with the arguments that are meant for it; ``LoadImage`` finds out which in this way too."""
+    try:
+        return kind(*args, **kwargs)
+    except TypeError:
+        return kind()
+
+
+def _channel_axis(meta: dict[Any, Any]) -> int | None:
+    channel = meta[MetaKeys.ORIGINAL_CHANNEL_DIM]
+    return None if is_no_channel(channel) else int(channel)
+
+
+class LoadVolumed(LoadImaged):
+    """Dictionary version of :class:`LoadVolume`, which fits in the place of MONAI's ``LoadImaged``.
+
+    Args:
+        keys: the files.
+        reader: MONAI's readers to use, for every file; None: ours for NIfTI, and MONAI's choice for all else.
+        dtype: of the result; None keeps what the file's header says.
+        meta_keys: where to put the metadata, for ``image_only=False``.
+        meta_key_postfix: where to put them if ``meta_keys`` does not say: under ``key_{postfix}``.
+        overwriting: whether metadata may overwrite another value there.
+        image_only: give the volumes only, not their metadata besides.
+        ensure_channel_first: add an axis for channels, or move it to the front.
+        simple_keys: keep only the most important metadata.
+        prune_meta_pattern: regular expression of metadata keys to leave out.
+        prune_meta_sep: separator of nested keys in that pattern.
+        allow_missing_keys: leave out keys that an item lacks.
+        expanduser: expand ``~`` in file names.
+        lazy_read: give volumes of which the patch transforms that follow read and convert patches only.
+        mmap: map uncompressed files into memory for that, instead of reading from them.
+        args: for the readers.
+        kwargs: for the readers, such as ``channel_dim``.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel
+        >>> from monai_patchqueue import RandUniformPatchd
+        >>> load = LoadVolumed("image", ensure_channel_first=True, lazy_read=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     nibabel.save(nibabel.Nifti1Image(np.ones((8, 9, 7), np.int16), np.eye(4)), f"{folder}/a.nii")
+        ...     volume = load({"image": f"{folder}/a.nii"})
+        ...     patch, = RandUniformPatchd("image", 4)(volume)
+        >>> volume["image"]
+        LazyVolume(shape=(1, 8, 9, 7), dtype=float32)
+        >>> patch["image"].shape, patch["image"].dtype
+        (torch.Size([1, 4, 4, 4]), torch.float32)
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reader: Any = None,
+        dtype: Any = np.float32,
+        meta_keys: KeysCollection | None = None,
+        meta_key_postfix: str = PostFix.meta(),
+        overwriting: bool = False,
+        image_only: bool = True,
+        ensure_channel_first: bool = False,
+        simple_keys: bool = False,
+        prune_meta_pattern: str | None = None,
+        prune_meta_sep: str = ".",
+        allow_missing_keys: bool = False,
+        expanduser: bool = True,
+        *args: Any,
+        lazy_read: bool = False,
+        mmap: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            keys,
+            meta_keys=meta_keys,
+            meta_key_postfix=meta_key_postfix,
+            overwriting=overwriting,
+            allow_missing_keys=allow_missing_keys,
+        )
+        self._loader = LoadVolume(
+            reader,
+            image_only,
+            dtype,
+            ensure_channel_first,
+            simple_keys,
+            prune_meta_pattern,
+            prune_meta_sep,
+            expanduser,
+            *args,
+            lazy_read=lazy_read,
+            mmap=mmap,
+            **kwargs,
+        )
+
+
+LoadVolumeD = LoadVolumeDict = LoadVolumed
