@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class QueueSession:
                 shared=options.executor is None and options.num_workers > 0 and options.worker_type == "process"
             )
             producer = self._producer(recipe, handle)
+            names = partial(volume_name, options.dataset)
             queue = PatchQueue(
                 producer,
                 handle,
@@ -87,7 +89,7 @@ class QueueSession:
                 drop_last=options.drop_last,
                 max_count=self._sizing.max_count,
                 length=self._sizing.queue_length,
-                volume_name=lambda index, dataset=options.dataset: volume_name(dataset, index),  # type: ignore[misc]
+                volume_name=names,
                 recorder=self._recorder,
                 replace_failed=options.on_error == "replace",
             )
@@ -101,6 +103,7 @@ class QueueSession:
                 collate_fn=options.collate_fn,
                 pin_memory=options.pin_memory,
                 device=options.device,
+                volume_name=names,
             )
             kind = InlineRunner if isinstance(producer, InlineProducer) else BackgroundRunner
             self._runner = kind(queue, producer, assembler)

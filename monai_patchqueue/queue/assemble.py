@@ -66,6 +66,7 @@ class Assembler:
         collate_fn: called with a list of patches instead of MONAI's ``list_data_collate``.
         pin_memory: gather into page-locked memory.
         device: move tensors there, without waiting for the copy.
+        volume_name: a volume's name, for messages.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class Assembler:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         pin_memory: bool = False,
         device: torch.device | None = None,
+        volume_name: Callable[[int], str] = "volume {}".format,
     ) -> None:
         self._seed = seed
+        self._volume_name = volume_name
         self._item_transform = item_transform
         self._batch_transform = batch_transform
         self._collate_fn = collate_fn
@@ -99,7 +102,7 @@ class Assembler:
         slots = np.array([patch.slot for patch in patches])
         arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors}
         if self._item_transform is None and self._collate_fn is None:
-            batch = _collate(arrays, patches)
+            batch = _collate(arrays, patches, self._volume_name)
         else:
             items = [_item(arrays, index, patch) for index, patch in enumerate(patches)]
             if self._item_transform is not None:
@@ -132,15 +135,18 @@ class Assembler:
         return item if self._item_transform is None else self._item_transform(item)
 
 
-def _collate(arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch]) -> dict[str, Any]:
+def _collate(
+    arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch], name: Callable[[int], str]
+) -> dict[str, Any]:
     """What ``list_data_collate`` would give, without stacking the arrays again."""
     keys = patches[0].record.keys
     for patch in patches:
         odd = sorted(map(str, set(keys) ^ set(patch.record.keys)))
         if odd:
+            first, other = name(patches[0].ticket.volume), name(patch.ticket.volume)
             raise ValueError(
-                f"volumes {patches[0].ticket.volume} and {patch.ticket.volume} differ in their keys {odd}: patches of "
-                "all volumes need the same keys. Add DeleteItemsd, or the keys where they are missing."
+                f"{first} and {other} differ in their keys {odd}: patches of all volumes need the same keys. Add "
+                "DeleteItemsd, or the keys where they are missing."
             )
     small = [{key: _copy(p.record.value(key, p.draw.patch)) for key in keys if key not in arrays} for p in patches]
     collated = list_data_collate(small) if small[0] else {}

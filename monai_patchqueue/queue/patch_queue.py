@@ -118,7 +118,9 @@ class PatchQueue:
         What is prepared already, of this epoch and the following one, is kept where it still occurs.
         """
         guessed = self._upcoming
-        as_guessed = guessed is not None and guessed.is_for(plan) and not batches
+        # A volume that failed ahead of its epoch is tried again in it.
+        failed_ahead = any(volume.ticket.epoch == plan.epoch for volume in self._failed)
+        as_guessed = guessed is not None and guessed.is_for(plan) and not batches and not failed_ahead
         kept: dict[Ticket, QueuedVolume] = {}
         for epoch in (self._current, None if as_guessed else guessed):
             for volume in epoch.volumes.values() if epoch else ():

@@ -22,6 +22,7 @@ from monai.transforms import Compose, Lambdad
 
 from monai_patchqueue import PatchQueueLoader
 from tests.pipelines import Patches, append_line, drawn, every_patch, goes_on, lines, make_loader
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -305,3 +306,20 @@ def test_a_loader_in_a_forked_child_is_refused_and_does_not_disturb_its_parent()
         time.sleep(0.3)
         assert time.process_time() - before < 0.15, "the parent's thread spins"
         assert Counter(draws + drawn(iterator)) == every_patch([4] * 12)
+
+
+def test_a_volume_that_failed_only_while_its_epoch_was_prepared_ahead_is_tried_again(tmp_path: Path) -> None:
+    attempts = tmp_path / "attempts"
+
+    def fail_once_in_the_second_epoch(volume: int) -> None:
+        if volume == 2:
+            append_line(attempts, "x")
+            if len(lines(attempts)) == 2:
+                raise OSError("the network was away")
+
+    dataset = Patches([3, 3, 3], fault=fail_once_in_the_second_epoch)
+    with make_loader(dataset, 1, worker_type="thread", batch_size=3) as loader:
+        list(loader)
+        wait_for(lambda: len(lines(attempts)) == 2, "the second epoch's volumes to be prepared")
+        assert Counter(drawn(loader)) == every_patch([3, 3, 3])
+    assert len(lines(attempts)) >= 3

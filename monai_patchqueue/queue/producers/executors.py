@@ -7,6 +7,7 @@ import itertools
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from queue import SimpleQueue
@@ -22,7 +23,7 @@ from .threads import one_openmp_thread
 __all__ = ["ExecutorProducer", "parallelism"]
 
 _tokens = itertools.count()
-# Preparers of this thread, by recipe: an executor's thread may serve several loaders.
+# Preparers of this thread, by recipe: an executor's thread may serve several loaders, and outlive them.
 _local = threading.local()
 
 
@@ -44,25 +45,31 @@ class _SharedRecipe:
         return _recipe_from_bytes, (self._bytes, self.token)
 
 
+# What this process was sent, the newest last. A pool's process is not told when a loader is gone.
 _received: dict[tuple[int, int], _SharedRecipe] = {}
+_KEPT = 4
 
 
 def _recipe_from_bytes(content: bytes, token: tuple[int, int]) -> _SharedRecipe:
-    if token not in _received:
-        _received[token] = _SharedRecipe(pickle.loads(content), token)
-    return _received[token]
+    shared = _received.pop(token, None) or _SharedRecipe(pickle.loads(content), token)
+    _received[token] = shared
+    while len(_received) > _KEPT:
+        del _received[next(iter(_received))]
+    return shared
 
 
 def _prepare(shared: _SharedRecipe, ticket: Ticket) -> PreparedVolume | bytes:
     """Runs in the executor."""
-    preparers: dict[tuple[int, int], Preparer] = _local.__dict__.setdefault("preparers", {})
-    if shared.token not in preparers:
+    if not hasattr(_local, "preparers"):
+        _local.preparers = weakref.WeakKeyDictionary()
+    preparers: weakref.WeakKeyDictionary[_SharedRecipe, Preparer] = _local.preparers
+    if shared not in preparers:
         if threading.current_thread() is threading.main_thread():
-            preparers[shared.token] = Preparer(shared.recipe, "inline")
+            preparers[shared] = Preparer(shared.recipe, "inline")
         else:
             one_openmp_thread()
-            preparers[shared.token] = Preparer(shared.recipe.for_thread(), "thread")
-    volume = preparers[shared.token](ticket)
+            preparers[shared] = Preparer(shared.recipe.for_thread(), "thread")
+    volume = preparers[shared](ticket)
     return volume if shared.token[0] == os.getpid() else dumps(volume)
 
 
