@@ -12,7 +12,7 @@ from torch.utils.data import SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from ..queue.memory import available_memory, format_bytes, parse_budget, ranks_on_this_host
-from ..queue.patch_queue import slots_needed
+from ..queue.slab import slots_needed
 from ..queue.producers.executors import parallelism
 from .options import QueueOptions
 

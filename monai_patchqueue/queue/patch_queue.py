@@ -17,7 +17,7 @@ from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, array_specs
 from .schedule import Draw, Draws, EpochPlan, Ticket
-from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout
+from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
 from .stats import Recorder
 from .worker import PreparedVolume, write
 
@@ -300,7 +300,7 @@ class PatchQueue:
                 specs = self._waiting[first]
             else:
                 return
-            self._allocate(SlabSpec(specs, self._volume_name(self._in_flight[first].source.volume)))
+            self._allocate(specs, self._volume_name(self._in_flight[first].source.volume))
         for number in list(self._waiting):
             del self._waiting[number]
             slots = self._in_flight[number].slots
@@ -309,11 +309,11 @@ class PatchQueue:
             number = next(iter(self._in_memory))
             self._write(self._in_flight[number], self._in_memory.pop(number))
 
-    def _allocate(self, spec: SlabSpec) -> None:
-        layout = SlabLayout(1, spec.keys)
+    def _allocate(self, keys: Mapping[str, KeySpec], first: str) -> None:
+        layout = SlabLayout(1, keys)
         self.queue_length = self._length(layout.patch_nbytes)
         slots = slots_needed(self.queue_length, self._producer.num_workers, self._max_count, self._batch_size)
-        self.info = SlabInfo(Slab(self._handle, replace(layout, slots=slots)), spec.first)
+        self.info = SlabInfo(Slab(self._handle, replace(layout, slots=slots)), first)
         self._free = list(range(slots))[::-1]
         for _, volume in sorted(self._in_flight.items()):
             volume.slots = [self._free.pop() for _ in range(volume.ticket.count)]
@@ -398,21 +398,3 @@ class PatchQueue:
             if volume.failed is not None and volume.ticket.epoch == epoch.plan.epoch:
                 failure, worker = volume.failed
                 raise VolumeFailedError(failure.exception(self._volume_name(volume.source.volume), worker))
-
-
-@dataclass(frozen=True)
-class SlabSpec:
-    """What patches look like, and the name of the volume that says so."""
-
-    keys: dict[str, KeySpec]
-    first: str
-
-
-def slots_needed(queue_length: int, num_workers: int, max_count: int, batch_size: int) -> int:
-    """Slots for the window, for a volume per worker and one that enters the window, and for the batch being copied.
-
-    Example:
-        >>> slots_needed(queue_length=64, num_workers=2, max_count=8, batch_size=4)
-        92
-    """
-    return queue_length + (num_workers + 1) * max_count + batch_size

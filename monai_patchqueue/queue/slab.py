@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["HAS_MEMFD", "KeySpec", "Slab", "SlabHandle", "SlabInfo", "SlabLayout"]
+__all__ = ["HAS_MEMFD", "KeySpec", "Slab", "SlabHandle", "SlabInfo", "SlabLayout", "slots_needed"]
 
 HAS_MEMFD = hasattr(os, "memfd_create")
 
@@ -196,3 +196,13 @@ class SlabInfo:
 
     slab: Slab
     first: str
+
+
+def slots_needed(queue_length: int, num_workers: int, max_count: int, batch_size: int) -> int:
+    """Slots for the window, for a volume per worker and one that enters the window, and for the batch being copied.
+
+    Example:
+        >>> slots_needed(queue_length=64, num_workers=2, max_count=8, batch_size=4)
+        92
+    """
+    return queue_length + (num_workers + 1) * max_count + batch_size
