@@ -12,8 +12,8 @@ from torch.utils.data import SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from ..queue.memory import available_memory, format_bytes, parse_budget, ranks_on_this_host
-from ..queue.slab import slots_needed
 from ..queue.producers.executors import parallelism
+from ..queue.slab import slots_needed
 from .options import QueueOptions
 
 __all__ = ["Sizing", "epoch_patches"]
