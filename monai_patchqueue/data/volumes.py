@@ -50,20 +50,21 @@ def volume_record(dataset: Any, index: int) -> Any:
 
 
 def volume_name(dataset: Any, index: int) -> str:
-    """What to call a volume in a message: its number and, where there is one, its file.
+    """What to call a volume in a message: its number and, where there are any, its files.
 
     Example:
         >>> from monai.data import Dataset
-        >>> volume_name(Dataset([{"image": "case_7.nii.gz"}]), 0)
-        'volume 0 (case_7.nii.gz)'
+        >>> volume_name(Dataset([{"image": "images/case_7.nii.gz", "label": "labels/case_7.nii.gz"}]), 0)
+        'volume 0 (images/case_7.nii.gz, ../labels/case_7.nii.gz)'
     """
     record = volume_record(dataset, index)
     values = record.values() if isinstance(record, Mapping) else [record]
-    for value in values:
-        first = value[0] if isinstance(value, (list, tuple)) and value else value
-        if isinstance(first, (str, os.PathLike)):
-            return f"volume {index} ({os.fspath(first)})"
-    return f"volume {index}"
+    firsts = [value[0] if isinstance(value, (list, tuple)) and value else value for value in values]
+    names = [os.fspath(value) for value in firsts if isinstance(value, (str, os.PathLike))]
+    if not names:
+        return f"volume {index}"
+    others = [os.path.relpath(name, os.path.dirname(names[0])) for name in names[1:] if os.path.splitext(name)[1]]
+    return f"volume {index} ({', '.join([names[0], *others])})"
 
 
 def count_patches(dataset: Any, samples_per_volume: SamplesPerVolume | None) -> np.ndarray[Any, np.dtype[np.int64]]:
