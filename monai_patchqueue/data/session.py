@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..queue.assemble import Assembler
+from ..queue.errors import Failure
 from ..queue.orders import VolumeOrders
 from ..queue.patch_queue import PatchQueue
 from ..queue.producers import ExecutorProducer, InlineProducer, ProcessProducer, Producer, ThreadProducer
@@ -205,12 +206,24 @@ class QueueSession:
             return queue.info.slab.layout
         if self._prepared is None:
             plan = self._make_plan(self.epoch, self._orders.guess(self.epoch))
-            ticket = next(ticket for ticket in plan.tickets if ticket.count)
-            options = self.options
-            preparer = Preparer(Recipe(options.dataset, self.seed, options.patch_transform), "inline")
-            self._prepared = ticket, preparer(ticket)
+            self._prepared = self._prepare_first(plan)
         layout = SlabLayout(1, array_specs(self._prepared[1].patches[0]))
         return SlabLayout(self._sizing.slots(self._sizing.queue_length(layout.patch_nbytes)), layout.keys)
+
+    def _prepare_first(self, plan: EpochPlan) -> tuple[Ticket, PreparedVolume]:
+        options = self.options
+        preparer = Preparer(Recipe(options.dataset, self.seed, options.patch_transform), "inline")
+        entry = next(entry for entry, ticket in enumerate(plan.tickets) if ticket.count)
+        ticket, attempt = plan.tickets[entry], 0
+        while True:
+            try:
+                return ticket, preparer(ticket)
+            except Exception as error:
+                other = plan.replacement(entry, attempt) if options.on_error == "replace" else None
+                if other is None:
+                    name = volume_name(options.dataset, ticket.volume)
+                    raise Failure.of(error).exception(name, "in the calling process") from error
+                ticket, attempt = other, attempt + 1
 
     def memory_bytes(self) -> int:
         """Bytes of the slab and of the batches in flight."""
