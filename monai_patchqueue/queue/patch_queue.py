@@ -292,8 +292,12 @@ class PatchQueue:
     def _lay_out(self) -> None:
         """Lay the slab out once the first volume in stream order is prepared, and give waiting volumes their slots."""
         if self.info is None:
-            unsettled = [n for n, volume in self._in_flight.items() if not volume.dropped] or list(self._in_flight)
-            first = min(unsettled, default=None)
+            submitted = (*self._in_flight.values(), *self._again)
+            unsettled = [volume for volume in submitted if not volume.dropped] or list(self._in_flight.values())
+            if not unsettled:
+                return
+            # Also where it is tried again with another volume: who comes first does not depend on time.
+            first = min(unsettled, key=lambda volume: (volume.ticket.epoch, volume.entry)).number
             if first in self._in_memory:
                 specs = array_specs(self._in_memory[first].patches[0])
             elif first in self._waiting:
