@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["axis_starts", "grid_count", "grid_starts", "overlap_voxels"]
+__all__ = ["axis_starts", "count_grid_patches", "grid_starts", "overlap_voxels"]
 
 
 def overlap_voxels(overlap: float | Sequence[float], size: Sequence[int]) -> tuple[int, ...]:
@@ -83,10 +83,12 @@ def grid_starts(
     return np.stack([a.reshape(-1) for a in axes], axis=1).astype(np.int64)
 
 
-def grid_count(shape: Sequence[int], size: Sequence[int], overlap: Sequence[int], pad_overlap: bool = False) -> int:
+def count_grid_patches(
+    shape: Sequence[int], size: Sequence[int], overlap: Sequence[int], pad_overlap: bool = False
+) -> int:
     """How many patches :func:`grid_starts` gives.
 
-    >>> grid_count((10, 10), (4, 4), (0, 0))
+    >>> count_grid_patches((10, 10), (4, 4), (0, 0))
     9
     """
     count = 1

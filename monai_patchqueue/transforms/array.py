@@ -14,7 +14,7 @@ from ..sampling import (
     LabelRule,
     PatchGeometry,
     WeightIndex,
-    grid_count,
+    count_grid_patches,
     grid_starts,
     overlap_voxels,
     resolve_size,
@@ -355,7 +355,7 @@ class GridPatchSamples(PatchTransform):
             ValueError: if the patch has another number of axes, or the overlap is not smaller than the patch.
         """
         size = resolve_size(self.spatial_size, shape)
-        return grid_count(shape, size, overlap_voxels(self.overlap, size), self.pad_overlap)
+        return count_grid_patches(shape, size, overlap_voxels(self.overlap, size), self.pad_overlap)
 
     def starts(self, geometry: PatchGeometry) -> np.ndarray:
         """Starts of the grid's patches; int64 of shape [n, axes]."""

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monai_patchqueue.sampling import PatchGeometry, axis_starts, grid_count, grid_starts, overlap_voxels, resolve_size
+from monai_patchqueue.sampling import (
+    PatchGeometry,
+    axis_starts,
+    count_grid_patches,
+    grid_starts,
+    overlap_voxels,
+    resolve_size,
+)
 
 lengths = st.integers(1, 12)
 
@@ -73,7 +80,7 @@ def test_a_grid_covers_each_axis_without_gap_and_ends_at_the_border(n: int, s: i
 
 def test_a_grid_counts_what_it_gives_and_runs_through_the_last_axis_first() -> None:
     starts = grid_starts((10, 7), (4, 3), (1, 0))
-    assert len(starts) == grid_count((10, 7), (4, 3), (1, 0))
+    assert len(starts) == count_grid_patches((10, 7), (4, 3), (1, 0))
     assert starts.tolist() == sorted(starts.tolist())
     assert len({tuple(s) for s in starts.tolist()}) == len(starts)
 
