@@ -43,6 +43,12 @@ def test_a_pages_links_to_files_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def test_the_tests_that_guarantees_name_are_there() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (ROOT / "docs/guarantees.md").read_text(encoding="utf-8"))
+    assert len(named) > 30
+    assert [(file, test) for file, test in named if f"def {test}(" not in (ROOT / file).read_text()] == []
+
+
 @pytest.mark.parametrize("marker", ["run-command", "test-command"])
 def test_the_readme_marks_the_commands_that_are_run_from_it(marker: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
