@@ -62,49 +62,44 @@ def contestant(name: str, title: str, **options: Any) -> Callable[[Build], Build
 
 
 @contestant("patchqueue", "PatchQueueLoader", requires="monai_patchqueue")
-def patchqueue(setup: Setup, worker_type: str = "process") -> Batches:
-    from monai_patchqueue import RandLabelPatchd
-
-    crop = RandLabelPatchd(
-        KEYS,
-        label_key="label",
-        spatial_size=setup.patch_size,
-        num_samples=setup.samples_per_volume,
-        label_probabilities=CLASS_PROBABILITIES,
-    )
-    return _patchqueue_loader(setup, crop, worker_type)
+def patchqueue(setup: Setup) -> Batches:
+    return _patchqueue_loader(setup, _dataset(setup, _our_crop(setup)), "process")
 
 
 @contestant("patchqueue-thread", "PatchQueueLoader, threads", requires="monai_patchqueue")
 def patchqueue_thread(setup: Setup) -> Batches:
-    return patchqueue(setup, worker_type="thread")
+    return _patchqueue_loader(setup, _dataset(setup, _our_crop(setup)), "thread")
 
 
 @contestant("patchqueue-monai-crop", "PatchQueueLoader, MONAI's crop", requires="monai_patchqueue")
 def patchqueue_monai_crop(setup: Setup) -> Batches:
-    return _patchqueue_loader(setup, _monai_crop(setup), "process")
+    return _patchqueue_loader(setup, _dataset(setup, _monai_crop(setup)), "process")
 
 
 @contestant("monai", "MONAI Dataset + DataLoader")
 def monai_dataloader(setup: Setup) -> Batches:
-    from monai.data import DataLoader, Dataset
+    from monai.data import DataLoader
 
-    return DataLoader(Dataset(setup.items, _pipeline(_monai_crop(setup))), **_monai_options(setup))
+    return DataLoader(_dataset(setup, _monai_crop(setup)), **_monai_options(setup))
 
 
 @contestant("monai-thread", "MONAI Dataset + ThreadDataLoader")
 def monai_thread_dataloader(setup: Setup) -> Batches:
-    from monai.data import Dataset, ThreadDataLoader
+    from monai.data import ThreadDataLoader
 
-    return ThreadDataLoader(Dataset(setup.items, _pipeline(_monai_crop(setup))), **_monai_options(setup))
+    return ThreadDataLoader(_dataset(setup, _monai_crop(setup)), **_monai_options(setup))
 
 
 @contestant("monai-cache", "MONAI CacheDataset (all in RAM) + DataLoader")
 def monai_cache(setup: Setup) -> Batches:
-    from monai.data import CacheDataset, DataLoader
+    from monai.data import DataLoader
 
-    dataset = CacheDataset(setup.items, _pipeline(_monai_crop(setup)), num_workers=setup.num_workers, progress=False)
-    return DataLoader(dataset, **_monai_options(setup))
+    return DataLoader(_cached(setup, _monai_crop(setup)), **_monai_options(setup))
+
+
+@contestant("patchqueue-cache", "PatchQueueLoader, CacheDataset (all in RAM)", requires="monai_patchqueue")
+def patchqueue_cache(setup: Setup) -> Batches:
+    return _patchqueue_loader(setup, _cached(setup, _our_crop(setup)), "process")
 
 
 @contestant("torchio", "TorchIO Queue", requires="torchio", remedy="'monai_patchqueue[bench]'", layout="torchio")
@@ -128,10 +123,8 @@ def torchio_queue(setup: Setup) -> Batches:
 @contestant("limit-decode", "limit: LoadImaged alone, one core", layout=None)
 def decode_only(setup: Setup) -> Batches:
     """No crops, no workers: the first corner of each loaded volume, seen `samples_per_volume` times."""
-    from monai.data import Dataset
-
     corner = (slice(None), *[slice(setup.patch_size)] * 3)
-    dataset = Dataset(setup.items, _pipeline())
+    dataset = _dataset(setup)
 
     def epoch() -> Iterator[Mapping[str, Any]]:
         for number in range(len(dataset)):
@@ -184,6 +177,32 @@ def _pipeline(*crops: Any) -> Any:
     return Compose([LoadImaged(KEYS), EnsureChannelFirstd(KEYS), *crops])
 
 
+def _dataset(setup: Setup, *crops: Any) -> Any:
+    from monai.data import Dataset
+
+    return Dataset(setup.items, _pipeline(*crops))
+
+
+def _cached(setup: Setup, crop: Any) -> Any:
+    """Volumes in RAM, not copied at each access: the crops don't change them."""
+    from monai.data import CacheDataset
+
+    workers = setup.num_workers or None
+    return CacheDataset(setup.items, _pipeline(crop), num_workers=workers, progress=False, copy_cache=False)
+
+
+def _our_crop(setup: Setup) -> Any:
+    from monai_patchqueue import RandLabelPatchd
+
+    return RandLabelPatchd(
+        KEYS,
+        label_key="label",
+        spatial_size=setup.patch_size,
+        num_samples=setup.samples_per_volume,
+        label_probabilities=CLASS_PROBABILITIES,
+    )
+
+
 def _monai_crop(setup: Setup) -> Any:
     from monai.transforms import RandCropByLabelClassesd
 
@@ -203,13 +222,11 @@ def _monai_options(setup: Setup) -> dict[str, Any]:
     return {"batch_size": 1, "shuffle": True, "num_workers": workers, "persistent_workers": workers > 0}
 
 
-def _patchqueue_loader(setup: Setup, crop: Any, worker_type: str) -> Batches:
-    from monai.data import Dataset
-
+def _patchqueue_loader(setup: Setup, dataset: Any, worker_type: str) -> Batches:
     from monai_patchqueue import PatchQueueLoader
 
     return PatchQueueLoader(
-        Dataset(setup.items, _pipeline(crop)),
+        dataset,
         num_workers=setup.num_workers,
         batch_size=setup.batch_size,
         shuffle=True,
