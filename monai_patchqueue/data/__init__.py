@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue's public faces."""
 
+from .buffers import ProcessBufferLoader, ThreadBufferLoader, iterate_buffered
+from .collate import collate_patches
 from .patch_queue_dataset import PatchQueueDataset
 from .patch_queue_loader import PatchQueueLoader
+from .thread_loader import PatchThreadDataLoader
 
-__all__ = ["PatchQueueDataset", "PatchQueueLoader"]
+__all__ = [
+    "PatchQueueDataset",
+    "PatchQueueLoader",
+    "PatchThreadDataLoader",
+    "ProcessBufferLoader",
+    "ThreadBufferLoader",
+    "collate_patches",
+    "iterate_buffered",
+]

@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 from ..queue.memory import parse_budget
 from .options import QueueOptions
 
-__all__ = ["check_dataset", "check_unused", "patch_batch_size", "resolve", "start_context"]
+__all__ = ["check_dataset", "check_unused", "patch_batch_size", "positive", "resolve", "start_context"]
 
 
 def check_dataset(dataset: Any) -> None:
@@ -57,7 +57,7 @@ def patch_batch_size(batch_size: int, batch_unit: str | None, counts: np.ndarray
     Raises:
         ValueError: a ``batch_unit`` that is not known, or ``"volume"`` where volumes give different numbers of patches.
     """
-    _positive("batch_size", batch_size)
+    positive("batch_size", batch_size)
     if batch_unit not in (None, "patch", "volume"):
         raise ValueError(f"batch_unit={batch_unit!r}: expected 'patch' or 'volume'.")
     if batch_unit != "volume":
@@ -101,11 +101,11 @@ def resolve(*, multiprocessing_context: str | BaseContext | None, **arguments: A
     arguments = {**defaults, **arguments}
     for name in ("queue_length", "warmup"):
         if arguments[name] is not None:
-            _positive(name, arguments[name])
-    _positive("repeats", arguments["repeats"])
-    _positive("num_workers", arguments["num_workers"], least=0)
+            positive(name, arguments[name])
+    positive("repeats", arguments["repeats"])
+    positive("num_workers", arguments["num_workers"], least=0)
     if arguments["seed"] is not None:
-        _positive("seed", arguments["seed"], least=0)
+        positive("seed", arguments["seed"], least=0)
     for name in ("volume_timeout", "timeout"):
         if arguments[name] is not None and not arguments[name] >= 0:
             raise ValueError(f"{name}={arguments[name]!r}: expected seconds, 0 or more.")
@@ -149,7 +149,8 @@ def _check_workers(arguments: dict[str, Any]) -> None:
         )
 
 
-def _positive(name: str, value: Any, least: int = 1) -> None:
+def positive(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number, or a smaller one than ``least``."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}={value!r}: expected a whole number.")
     if value < least:

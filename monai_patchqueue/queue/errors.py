@@ -47,7 +47,11 @@ class Failure:
 
     def exception(self, volume: str, worker: str) -> BaseException:
         """An exception of the same class whose message names volume and worker and ends with the worker's traceback."""
-        text = f"{volume} could not be prepared ({worker}): {self.kind.__name__}: {self.message}"
+        return self.exception_after(f"{volume} could not be prepared ({worker})")
+
+    def exception_after(self, head: str) -> BaseException:
+        """An exception of the same class whose message begins with ``head`` and ends with the worker's traceback."""
+        text = f"{head}: {self.kind.__name__}: {self.message}"
         if self.trace:
             text += f"\n\nThe worker's traceback:\n{self.trace}"
         if not issubclass(self.kind, Exception) or issubclass(self.kind, (StopIteration, StopAsyncIteration)):
