@@ -39,11 +39,13 @@ class GzipStream:
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
         self._name = name
         # The raw reader inflates into the caller's buffer; IGzipFile and GzipFile inflate into bytes and copy them.
-        reader = getattr(isal_zlib, "_GzipReader", None)
-        self._reader: Any = gzip.GzipFile(fileobj=file, mode="rb") if reader is None else reader(file, PIECE)
-        self._read = 0
+        fast = getattr(isal_zlib, "_GzipReader", None)
+        self._is_fast = fast is not None
+        self._reader: Any = gzip.GzipFile(fileobj=file, mode="rb") if fast is None else fast(file, PIECE)
+        self._position = 0
 
     def fill(self, out: Any, what: str) -> None:
         """Fill a buffer with the bytes that come next.
@@ -56,21 +58,16 @@ class GzipStream:
             OSError: the file ends before the buffer is full, or is corrupt.
         """
         view = memoryview(out).cast("B")
-        done = 0
-        while done < len(view):
-            try:
-                n = self._reader.readinto(view[done : done + PIECE])
-            except _ERRORS as error:
-                raise self._broken(
-                    f"{error} in {what}, after {self._read + done} bytes of decompressed data"
-                ) from error
+        first = self._position
+        while self._position < first + len(view):
+            done = self._position - first
+            n = self._inflate(view[done : done + PIECE], f"in {what}")
             if not n:
                 raise self._broken(
-                    f"the decompressed data end after {self._read + done} bytes, in {what}, of which "
-                    f"{len(view)} bytes were expected from byte {self._read} on"
+                    f"the decompressed data end after {self._position} bytes, in {what}, of which {len(view)} bytes "
+                    f"were expected from byte {first} on"
                 )
-            done += n
-        self._read += done
+            self._position += n
 
     def finish(self) -> None:
         """Have the checksum compared, if the data end here.
@@ -79,11 +76,29 @@ class GzipStream:
             OSError: the checksum differs or is missing.
         """
         try:
-            self._reader.readinto(bytearray(1))
+            self._inflate(memoryview(bytearray(1)), "at the end of the voxels")
+        except OSError as error:
+            # Other readers do not look at what follows a member, so it is no reason to refuse the file.
+            if not str(error.__cause__).startswith("Not a gzipped file"):
+                raise
+
+    def _inflate(self, view: memoryview, where: str) -> int:
+        try:
+            return int(self._reader.readinto(view))
         except _ERRORS as error:
-            if isinstance(error, gzip.BadGzipFile) and str(error).startswith("Not a gzipped file"):
-                return  # other readers do not look at what follows the data, so it is no reason to refuse them
-            raise self._broken(f"{error} at the end of {self._read} bytes of decompressed data") from error
+            if self._is_fast:
+                # It fails without giving the bytes before the fault, so the standard library has the last word.
+                self._is_fast = False
+                self._file.seek(0)
+                self._reader = gzip.GzipFile(fileobj=self._file, mode="rb")
+                self._skip(self._position, where)
+                return self._inflate(view, where)
+            raise self._broken(f"{error} {where}, after {self._position} bytes of decompressed data") from error
+
+    def _skip(self, n: int, where: str) -> None:
+        scratch = memoryview(bytearray(PIECE))
+        while n and (done := self._inflate(scratch[:n], where)):
+            n -= done
 
     def _broken(self, found: str) -> OSError:
         return OSError(f"{self._name!r} is truncated or corrupt: {found}; copy or download the file again")

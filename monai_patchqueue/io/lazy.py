@@ -134,6 +134,8 @@ def _span(entry: Any, n: int) -> tuple[slice, Any]:
             return slice(low, high), slice(None)
         return slice(low, high), slice(None, None, wanted.step)
     if isinstance(entry, (int, np.integer)):
-        place = range(n)[int(entry)]
+        if not -n <= entry < n:
+            raise IndexError(f"index {entry} is out of range for an axis of {n}")
+        place = int(entry) % n
         return slice(place, place + 1), 0
     raise TypeError(f"a volume that is read lazily is indexed by ints and slices, got {entry!r}")

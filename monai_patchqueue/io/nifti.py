@@ -89,9 +89,9 @@ class NiftiVoxels:
         """
         count = math.prod(self.shape)
         target = scaling.result_dtype(self.stored_dtype)
-        out = np.empty(count, target)
         with open(self.file, "rb", buffering=0) as file:
             fill, finish = self._source(file)
+            out = np.empty(count, target)
             if scaling.is_identity and target == self.stored_dtype:
                 fill(out)
             else:

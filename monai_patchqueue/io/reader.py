@@ -49,6 +49,14 @@ class FastNiftiReader(NibabelReader):
     ) -> None:
         super().__init__(channel_dim, as_closest_canonical, squeeze_non_spatial_dims, **kwargs)
 
+    def verify_suffix(self, filename: Sequence[Any] | Any) -> bool:
+        """Whether files are .nii, .nii.gz, or .hdr and .img that are NIfTI: Analyze's pairs have the same names."""
+        files = [os.fspath(file) for file in ensure_tuple(filename)]
+        if all(file.lower().endswith((".hdr", ".img")) for file in files):
+            return all(open_nifti(file) is not None for file in files)
+        known: bool = super().verify_suffix(filename)
+        return known
+
     def read(self, data: Sequence[Any] | Any, **kwargs: Any) -> Any:
         """Read the headers of files; their voxels are read by :meth:`get_data`.
 
