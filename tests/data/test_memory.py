@@ -298,7 +298,9 @@ def descriptors() -> list[int]:
     return sorted(process.num_fds() for process in (psutil.Process(), *psutil.Process().children()))
 
 
-@pytest.mark.parametrize("kind", ["inline", "thread", "process", "process, not persistent"])
+@pytest.mark.parametrize(
+    "kind", ["inline", "thread", "process", pytest.param("process, not persistent", marks=pytest.mark.slow)]
+)
 def test_neither_memory_nor_open_files_grow_over_fifty_epochs(kind: str, files: list[dict[str, str]]) -> None:
     crop = RandUniformPatchd("image", spatial_size=16, num_samples=4)
     dataset = Dataset(files, Compose([LoadImaged("image"), EnsureChannelFirstd("image"), crop]))

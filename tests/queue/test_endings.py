@@ -6,8 +6,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -120,44 +118,3 @@ def test_workers_leave_ctrl_c_to_the_main_process(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGINT)
         time.sleep(0.3)
         assert all(is_alive(pid) for pid in processes(tmp_path))
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.queue.test_endings import consume
-consume(Path(sys.argv[1]), 2, {"worker_type": sys.argv[2]})
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(150)
-@pytest.mark.parametrize("kind", ["process", "thread"])
-def test_ctrl_c_ends_a_script_at_once_and_nothing_is_left_running(kind: str, tmp_path: Path) -> None:
-    before = shared_memory_files()
-    root = Path(__file__).parents[2]
-    script = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), kind],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
-    try:
-        wait_until_busy(tmp_path, 2, 120)
-        begin = time.monotonic()
-        os.killpg(script.pid, signal.SIGINT)
-        _, errors = script.communicate(timeout=20)
-        seconds = time.monotonic() - begin
-        # A thread that is inside C code (here: sleeps) is waited for, five seconds at most: Python would abort else.
-        assert seconds < (5 if kind == "process" else 9), errors
-        assert script.returncode == -signal.SIGINT
-        assert errors.rstrip().endswith("KeyboardInterrupt")
-        assert errors.count("Traceback") == 1, errors
-        all_gone(tmp_path)
-    finally:
-        if script.poll() is None:
-            os.killpg(script.pid, signal.SIGKILL)
-            script.wait()
-    assert shared_memory_files() <= before
