@@ -92,8 +92,11 @@ class LazyVolume:
             raise IndexError(f"{len(entries)} indices for a volume with {self.ndim} axes")
         entries = (*entries, *[slice(None)] * (self.ndim - len(entries)))
         spans = [_span(entry, n) for entry, n in zip(entries, self.shape, strict=True)]
-        part: np.ndarray = self._scaling(self._read([span for span, _ in spans]))[tuple(rest for _, rest in spans)]
-        return part
+        part = self._scaling(self._read([span for span, _ in spans]))
+        if all(rest == slice(None) for _, rest in spans):
+            return part  # not a view, where it was converted: a crop need not copy it
+        rest_of_it: np.ndarray = part[tuple(rest for _, rest in spans)]
+        return rest_of_it
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[()]

@@ -123,3 +123,8 @@ def test_a_label_is_indexed_by_the_stored_numbers_if_they_are_its_values() -> No
     assert LazyVolume(label, Scaling(2, 0, np.dtype(np.float32))).values().dtype == np.float32
     assert LazyVolume(label.astype(np.int32), Scaling(dtype=np.dtype(np.int16))).values().dtype == np.int16
     assert LazyVolume(label.astype(">i2"), Scaling(dtype=np.dtype(np.float32))).values().dtype == np.float32
+
+
+def test_a_converted_part_owns_its_memory() -> None:
+    volume = LazyVolume(ARRAY[..., 0], Scaling(dtype=np.dtype(np.float32)))
+    assert volume[:, 1:3, 1:3].base is None
