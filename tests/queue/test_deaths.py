@@ -129,13 +129,13 @@ def test_a_worker_killed_while_it_waits_for_its_first_slots_is_replaced(
 
 
 def test_all_workers_killed_at_once_while_they_load_are_replaced(tmp_path: Path) -> None:
-    counts, gate = [4] * 8, Gate(tmp_path, held=(4, 5, 6))
+    counts, gate = [4] * 8, Gate(tmp_path, held=(0, 1, 2))
     expected = digest(make_loader(counts, batch_size=4, queue_length=8))
     with make_loader(Patches(counts, fault=gate), 3, batch_size=4, queue_length=8) as loader:
         batches = iter(loader)
-        for pid in {gate.pid(volume) for volume in (4, 5, 6)}:
+        for pid in {gate.pid(volume) for volume in (0, 1, 2)}:
             os.kill(pid, signal.SIGKILL)
-        for volume in (4, 5, 6):
+        for volume in (0, 1, 2):
             wait_for(lambda volume=volume: len(lines(tmp_path / f"volume_{volume}")) == 2, "a second try")
         gate.open()
         assert digest(batches) == expected
