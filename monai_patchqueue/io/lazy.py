@@ -100,7 +100,8 @@ class LazyVolume:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[()]
-        return whole if dtype is None else whole.astype(dtype, copy=False)
+        whole = whole if dtype is None else whole.astype(dtype, copy=False)
+        return whole.copy("K") if copy and whole.base is not None else whole
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
@@ -112,9 +113,9 @@ class LazyVolume:
         return self[()]
 
     def load(self) -> MetaTensor:
-        """The whole volume as MetaTensor."""
+        """The whole volume as MetaTensor, in memory of its own."""
         whole = self[()]
-        return MetaTensor(torch.from_numpy(whole if whole.flags.writeable else whole.copy("K")), meta=dict(self.meta))
+        return MetaTensor(torch.from_numpy(whole if whole.base is None else whole.copy("K")), meta=dict(self.meta))
 
     def _read(self, spans: Sequence[slice]) -> np.ndarray:
         """Stored numbers of a channel-first box, channels first."""

@@ -128,3 +128,14 @@ def test_a_label_is_indexed_by_the_stored_numbers_if_they_are_its_values() -> No
 def test_a_converted_part_owns_its_memory() -> None:
     volume = LazyVolume(ARRAY[..., 0], Scaling(dtype=np.dtype(np.float32)))
     assert volume[:, 1:3, 1:3].base is None
+
+
+def test_a_copy_is_one() -> None:
+    stored = ARRAY.copy()
+    volume = LazyVolume(stored, Scaling())
+    whole = np.array(volume)
+    loaded = volume.load()
+    whole[:] = 0
+    assert stored.any()
+    loaded[:] = 0
+    assert stored.any()
