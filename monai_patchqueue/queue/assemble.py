@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
 
-from .patch_queue import DrawnPatch
+from .epoch import DrawnPatch
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
 from .slab import SlabInfo

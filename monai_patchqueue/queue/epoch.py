@@ -9,7 +9,7 @@ from .errors import Failure
 from .record import VolumeRecord
 from .schedule import Draw, Draws, EpochPlan, Ticket
 
-__all__ = ["EpochUnderWay", "QueuedVolume"]
+__all__ = ["DrawnPatch", "EpochUnderWay", "QueuedVolume"]
 
 
 @dataclass
@@ -76,3 +76,13 @@ class EpochUnderWay:
         if self.remaining is not None:
             return set(self.remaining[entry])
         return set(range(self.plan.tickets[entry].count))
+
+
+@dataclass(frozen=True)
+class DrawnPatch:
+    """A patch of the next batch: where it lies and what is known of it."""
+
+    ticket: Ticket
+    draw: Draw
+    slot: int
+    record: VolumeRecord

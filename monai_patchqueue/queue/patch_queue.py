@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .epoch import EpochUnderWay, QueuedVolume
+from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, array_specs
-from .schedule import Draw, Draws, EpochPlan, Ticket
+from .schedule import Draws, EpochPlan, Ticket
 from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
 from .stats import Recorder
 from .worker import PreparedVolume, write
 
-__all__ = ["DrawnPatch", "PatchQueue", "VolumeFailedError"]
+__all__ = ["PatchQueue", "VolumeFailedError"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +32,6 @@ class VolumeFailedError(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-@dataclass(frozen=True)
-class DrawnPatch:
-    """A patch of the next batch: where it lies and what is known of it."""
-
-    ticket: Ticket
-    draw: Draw
-    slot: int
-    record: VolumeRecord
 
 
 class PatchQueue:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from .assemble import Assembler
-from .patch_queue import DrawnPatch, PatchQueue, VolumeFailedError
+from .epoch import DrawnPatch
+from .patch_queue import PatchQueue, VolumeFailedError
 from .producers import Producer
 from .producers.threads import one_openmp_thread
 from .schedule import EpochPlan
