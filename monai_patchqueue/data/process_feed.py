@@ -54,6 +54,7 @@ class ProcessFeed:
         self._name = type(source).__name__
         self._stopped = False
         self._pid = os.getpid()
+        self._memfd = memfd
         if not memfd:
             resource_tracker.ensure_running()  # for both processes the same
         seed = int(torch.empty((), dtype=torch.int64).random_().item())  # as torch's DataLoader draws its own
@@ -113,6 +114,12 @@ class ProcessFeed:
         if self._process.exitcode is None:
             self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
             self._process.join(1.0)
+        if not self._memfd:  # which would be gone by itself
+            with suppress(EOFError, OSError):
+                while self._connection.poll():
+                    message = pickle.loads(self._connection.recv_bytes())
+                    if isinstance(message, Parcel):
+                        self._receiver.discard(message)
         hang_up(self._connection)
 
     def _signal(self, number: int) -> None:

@@ -41,14 +41,14 @@ class Parcel(NamedTuple):
     Args:
         number: of the segment.
         nbytes: its size, where the receiver does not know it yet.
-        plain: plain shared memory and its name; ``None`` for a memfd, which follows the parcel through the pipe.
+        name: of a new segment of plain shared memory; ``None`` for a memfd, which follows the parcel through the pipe.
         spans: start and stop of the pickle and of each array.
         gone: segments that will not be used again.
     """
 
     number: int
     nbytes: int | None
-    plain: tuple[SlabHandle, str | None] | None
+    name: str | None
     spans: tuple[tuple[int, int], ...]
     gone: tuple[int, ...]
 
@@ -85,7 +85,6 @@ class Sender:
         self._memfd = memfd
         self._segments: dict[int, _Segment] = {}
         self._free: list[int] = []
-        self._in_flight: deque[_Segment] = deque()
         self._count = 0
 
     def send(self, item: Any) -> None:
@@ -108,11 +107,9 @@ class Sender:
         segment = self._segments[number]
         for part, (start, stop) in zip(parts, spans, strict=True):
             segment.content[start:stop] = part
-        plain = None if segment.plain is None else (segment.plain, segment.plain.name)
-        self._connection.send_bytes(
-            pickle.dumps(Parcel(number, segment.content.nbytes if is_new else None, plain, tuple(spans), gone))
-        )
-        self._in_flight.append(segment)
+        name = segment.plain.name if segment.plain is not None and is_new else None
+        parcel = Parcel(number, segment.content.nbytes if is_new else None, name, tuple(spans), gone)
+        self._connection.send_bytes(pickle.dumps(parcel))
         if segment.file is not None:
             send_handle(self._connection, segment.file, None)
             os.close(segment.file)  # the mapping stays
@@ -120,10 +117,6 @@ class Sender:
 
     def acknowledged(self, message: Acknowledgement) -> None:
         """Hear of a parcel that was taken."""
-        segment = self._in_flight.popleft()
-        if segment.plain is not None:
-            segment.plain.close()  # its name is not needed any more; the mapping stays
-            segment.plain = None
         self._free += message.free
         for number in message.dropped:
             del self._segments[number]
@@ -175,7 +168,7 @@ class Receiver:
             self._free.discard(number)
             del self._segments[number]
         if parcel.nbytes is not None:
-            self._segments[parcel.number] = self._attach(parcel.nbytes, parcel.plain)
+            self._segments[parcel.number] = self._attach(parcel.nbytes, parcel.name)
         self._free.discard(parcel.number)
         owner = self._segments[parcel.number].numpy()
         finalizer = weakref.finalize(owner, self._released.append, (parcel.number, _forks))
@@ -183,11 +176,17 @@ class Receiver:
         content, *arrays = (owner[start:stop] for start, stop in parcel.spans)
         return pickle.loads(content.data, buffers=arrays), self._acknowledge()
 
-    def _attach(self, nbytes: int, plain: tuple[SlabHandle, str | None] | None) -> torch.Tensor:
-        if plain is not None:
-            handle, name = plain
-            mapped = torch.frombuffer(handle.attach(nbytes, name), dtype=torch.uint8, count=nbytes)
-            handle.close()  # the mapping stays
+    @staticmethod
+    def discard(parcel: Parcel) -> None:
+        """Give back the memory of a parcel that nobody will take, if its sender is dead."""
+        if parcel.name is not None:
+            SlabHandle.take_over(parcel.name).close()
+
+    def _attach(self, nbytes: int, name: str | None) -> torch.Tensor:
+        if name is not None:
+            handle = SlabHandle.take_over(name)
+            mapped = torch.frombuffer(handle.buffer(), dtype=torch.uint8, count=nbytes)
+            handle.close()  # the name is not needed any more; the mapping stays
             return mapped
         file = recv_handle(self._connection)
         try:

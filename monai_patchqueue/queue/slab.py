@@ -104,6 +104,19 @@ class SlabHandle:
         """Name under which plain shared memory is found; ``None`` for a memfd."""
         return self._memory.name if self._memory else None
 
+    @staticmethod
+    def take_over(name: str) -> SlabHandle:
+        """Plain shared memory that another process has made, and that is this one's to close."""
+        handle = SlabHandle(memfd=False)
+        handle._memory = shared_memory.SharedMemory(name=name)
+        return handle
+
+    def buffer(self) -> memoryview:
+        """Plain shared memory's content."""
+        if self._memory is None:
+            raise RuntimeError("there is no plain shared memory behind this handle.")
+        return _buffer(self._memory)
+
     def attach(self, nbytes: int, name: str | None) -> memoryview | mmap.mmap:
         """Map the memory in another process, once its size (and, without a memfd, its name) is known."""
         if self._fd is not None:
