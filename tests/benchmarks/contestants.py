@@ -47,7 +47,7 @@ class Contestant:
 
 
 CONTESTANTS: dict[str, Contestant] = {}
-DEFAULT = ("patchqueue", "patchqueue-monai-crop", "monai", "torchio")
+DEFAULT = ("patchqueue", "patchqueue-reader", "patchqueue-monai-crop", "monai", "torchio")
 QUICK = ("patchqueue", "monai", "torchio")
 
 
@@ -64,6 +64,18 @@ def contestant(name: str, title: str, **options: Any) -> Callable[[Build], Build
 @contestant("patchqueue", "PatchQueueLoader", requires="monai_patchqueue")
 def patchqueue(setup: Setup) -> Batches:
     return _patchqueue_loader(setup, _dataset(setup, _our_crop(setup)), "process")
+
+
+@contestant("patchqueue-reader", "PatchQueueLoader, LoadVolumed", requires="monai_patchqueue")
+def patchqueue_reader(setup: Setup) -> Batches:
+    """Our reader in place of LoadImaged: reads the patches of a volume only."""
+    from monai.data import Dataset
+    from monai.transforms import Compose
+
+    from monai_patchqueue import LoadVolumed
+
+    pipeline = Compose([LoadVolumed(KEYS, ensure_channel_first=True, lazy_read=True), _our_crop(setup)])
+    return _patchqueue_loader(setup, Dataset(setup.items, pipeline), "process")
 
 
 @contestant("patchqueue-thread", "PatchQueueLoader, threads", requires="monai_patchqueue")
