@@ -7,6 +7,7 @@ They are forked: a fresh interpreter takes seconds to import torch.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import time
@@ -41,8 +42,8 @@ def wait_for_death() -> None:
 
 
 def workers() -> list[int]:
-    """This process's children, as they are now."""
-    return [process.pid for process in psutil.Process().children()]
+    """This process's children that run now; some that ended in earlier tests may not have been waited for."""
+    return [process.pid for process in psutil.Process().children() if is_alive(process.pid)]
 
 
 def is_alive(pid: int) -> bool:
@@ -83,12 +84,34 @@ def pss(pid: int | None = None) -> int:
     return total
 
 
+def resident() -> int:
+    """Memory that this process and its children have written to, in bytes.
+
+    A page that a process copies because it shares it with one that it was forked from counts before and after.
+    """
+    total = 0
+    for pid in (os.getpid(), *workers()):
+        with suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            total += sum(
+                1024 * int(line.split()[1]) for line in status.splitlines() if line[:7] in ("RssAnon", "RssShme")
+            )
+    return total
+
+
+def _forget_forkserver() -> None:
+    """A server that the parent has started is no child of this process, which multiprocessing does not expect."""
+    server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+
+
 @contextmanager
 def child(target: Callable[..., object], *arguments: Any) -> Iterator[BaseProcess]:
     """Run a function in a child with a process group of its own, of which nothing is left afterwards."""
 
     def main() -> None:
         os.setpgid(0, 0)
+        _forget_forkserver()
         torch.set_num_threads(1)  # the pool of threads does not come through a fork
         target(*arguments)
 
