@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import time
@@ -99,8 +100,10 @@ def resident() -> int:
     return total
 
 
-def _forget_forkserver() -> None:
-    """A server that the parent has started is no child of this process, which multiprocessing does not expect."""
+def _forget_helpers() -> None:
+    """Forget multiprocessing's helpers, as a process that was not forked would have none: they are the parent's."""
+    tracker = multiprocessing.resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker._fd = tracker._pid = None
     server = multiprocessing.forkserver._forkserver  # type: ignore[attr-defined]
     server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
 
@@ -111,7 +114,7 @@ def child(target: Callable[..., object], *arguments: Any) -> Iterator[BaseProces
 
     def main() -> None:
         os.setpgid(0, 0)
-        _forget_forkserver()
+        _forget_helpers()
         torch.set_num_threads(1)  # the pool of threads does not come through a fork
         target(*arguments)
 
