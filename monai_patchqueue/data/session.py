@@ -105,6 +105,7 @@ class QueueSession:
                 pin_memory=options.pin_memory,
                 device=options.device,
                 volume_name=names,
+                recorder=self._recorder,
             )
             kind = InlineRunner if isinstance(producer, InlineProducer) else BackgroundRunner
             self._runner = kind(queue, producer, assembler)
@@ -241,6 +242,7 @@ class QueueSession:
             ready=queue.ready_patches if queue else 0,
             queue_length=queue.queue_length if queue else 0,
             slab_bytes=info.slab.layout.nbytes if info else 0,
+            num_workers=self._sizing.workers if self.options.executor else self.options.num_workers,
         )
 
     def position(self) -> Position:

@@ -34,29 +34,36 @@ class QueueStatsHandler:
 
     Each metric's name is ``name``, an underscore and one of these (``queue_length`` gets no second ``queue_``):
 
-    ======================  =========  =====================================================================
-    figure                  unit       meaning
-    ======================  =========  =====================================================================
-    ``epoch``               –          the queue's epoch, from 0
-    ``batches``             batches    handed out
-    ``patches``             patches    handed out
-    ``volumes``             volumes    prepared
-    ``fill``                share      patches that are ready, of ``queue_length``
-    ``queue_length``        patches    size of the window
-    ``patches_per_second``  patches/s  handed out
-    ``volumes_per_second``  volumes/s  prepared
-    ``wait_seconds``        s          waited for a batch, on average
-    ``last_wait_seconds``   s          waited for the last batch
-    ``max_wait_seconds``    s          waited for the slowest batch
-    ``starved``             share      of the time, spent waiting for batches
-    ``load_seconds``        s          per volume, in the worker: loading and transforms
-    ``sample_seconds``      s          per volume, in the worker: choosing and cutting patches
-    ``write_seconds``       s          per volume, in the worker: writing patches into their slots
-    ``slab_bytes``          bytes      of memory that hold the patches
-    ``failures``            volumes    could not be prepared and were replaced
-    ``lost_draws``          draws      left out, so that all ranks make the same number of steps
-    ``extra_draws``         draws      made again, for the same reason
-    ======================  =========  =====================================================================
+    ===========================  =========  ================================================================
+    figure                       unit       meaning
+    ===========================  =========  ================================================================
+    ``epoch``                    –          the queue's epoch, from 0
+    ``batches``                  batches    handed out
+    ``patches``                  patches    handed out
+    ``volumes``                  volumes    prepared
+    ``fill``                     share      patches that are ready, of ``queue_length``
+    ``queue_length``             patches    size of the window
+    ``patches_per_second``       patches/s  handed out
+    ``volumes_per_second``       volumes/s  prepared
+    ``wait_seconds``             s          waited for a batch, on average
+    ``last_wait_seconds``        s          waited for the last batch
+    ``max_wait_seconds``         s          waited for the slowest batch
+    ``starved``                  share      of the time, spent waiting for batches
+    ``load_seconds``             s          per volume, in the worker: loading and transforms
+    ``sample_seconds``           s          per volume, in the worker: choosing and cutting patches
+    ``write_seconds``            s          per volume, in the worker: writing patches into their slots
+    ``assemble_seconds``         s          per batch: gathering patches and collating them
+    ``item_transform_seconds``   s          per batch: ``item_transform``
+    ``batch_transform_seconds``  s          per batch: ``batch_transform``
+    ``step_seconds``             s          per batch: the engine's own work until it asks for the next one
+    ``worker_busy``              share      of the workers' time, spent preparing volumes
+    ``assembly_busy``            share      of the time, spent assembling batches
+    ``num_workers``              –          volumes prepared at the same time; 0: the engine's thread does it
+    ``slab_bytes``               bytes      of memory that hold the patches
+    ``failures``                 volumes    could not be prepared and were replaced
+    ``lost_draws``               draws      left out, so that all ranks make the same number of steps
+    ``extra_draws``              draws      made again, for the same reason
+    ===========================  =========  ================================================================
 
     All count from the loader's first batch on, over all epochs.
     ``starved`` is the one to look at first: near 0, the engine never waits and more workers gain nothing; near 1, it

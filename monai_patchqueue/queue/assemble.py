@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from .epoch import DrawnPatch
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
 from .slab import SlabInfo
+from .stats import Recorder
 from .transfer import Transfer
 
 __all__ = ["Assembler", "BufferPool"]
@@ -67,6 +70,7 @@ class Assembler:
         pin_memory: gather into page-locked memory.
         device: move tensors there, without waiting for the copy.
         volume_name: a volume's name, for messages.
+        recorder: where it is noted how long a batch takes.
     """
 
     def __init__(
@@ -79,8 +83,10 @@ class Assembler:
         pin_memory: bool = False,
         device: torch.device | None = None,
         volume_name: Callable[[int], str] = "volume {}".format,
+        recorder: Recorder | None = None,
     ) -> None:
         self._seed = seed
+        self._recorder = recorder or Recorder()
         self._volume_name = volume_name
         self._item_transform = item_transform
         self._batch_transform = batch_transform
@@ -99,6 +105,8 @@ class Assembler:
 
         With it comes what the caller's thread has to call before it uses the batch, if anything.
         """
+        start = time.perf_counter()
+        seconds = dict.fromkeys(("item_transform", "batch_transform"), 0.0)
         slots = np.array([patch.slot for patch in patches])
         arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors}
         if self._item_transform is None and self._collate_fn is None:
@@ -106,19 +114,26 @@ class Assembler:
         else:
             items = [_item(arrays, index, patch) for index, patch in enumerate(patches)]
             if self._item_transform is not None:
-                items = [self._transform_item(patch, item) for patch, item in zip(patches, items, strict=True)]
+                with _adding_to(seconds, "item_transform"):
+                    items = [self._transform_item(patch, item) for patch, item in zip(patches, items, strict=True)]
             batch = (self._collate_fn or list_data_collate)(items)
+        handover = None
         if self._transfer is None:
-            return self._transform_batch(batch, epoch, number), None
-        with self._transfer.stream():
-            batch = self._transform_batch(self._transfer(batch), epoch, number)
-        return batch, self._transfer.handover(batch)
+            batch = self._transform_batch(batch, epoch, number, seconds)
+        else:
+            with self._transfer.stream():
+                batch = self._transform_batch(self._transfer(batch), epoch, number, seconds)
+            handover = self._transfer.handover(batch)
+        rest = time.perf_counter() - start - sum(seconds.values())
+        self._recorder.assembled({"assembly": rest, **seconds})
+        return batch, handover
 
-    def _transform_batch(self, batch: Any, epoch: int, number: int) -> Any:
+    def _transform_batch(self, batch: Any, epoch: int, number: int, seconds: dict[str, float]) -> Any:
         if self._batch_transform is None:
             return batch
-        self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
-        return self._batch_transform(batch)
+        with _adding_to(seconds, "batch_transform"):
+            self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
+            return self._batch_transform(batch)
 
     def _gather(self, info: SlabInfo, key: str, slots: np.ndarray[Any, Any]) -> torch.Tensor:
         spec = info.slab.layout.keys[key]
@@ -133,6 +148,13 @@ class Assembler:
         key = (ticket.epoch, ticket.volume, ticket.occurrence, draw.patch, draw.repeat)
         self._reseed_item(seed_sequence(self._seed, ITEM, *key))
         return item if self._item_transform is None else self._item_transform(item)
+
+
+@contextmanager
+def _adding_to(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[part] += time.perf_counter() - start
 
 
 def _collate(

@@ -277,7 +277,7 @@ class PatchQueue:
         self._ready += len(volume.left)
         self._release(volume)
         if not volume.dropped:
-            self._recorder.prepared(record.seconds)
+            self._recorder.prepared(record.seconds, record.transforms)
 
     def _lay_out(self) -> None:
         """Lay the slab out once the first volume in stream order is prepared, and give waiting volumes their slots."""

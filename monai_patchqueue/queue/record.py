@@ -34,6 +34,7 @@ class VolumeRecord:
         own: per patch, the values that differ.
         meta: per slab key with metadata, the attributes that each patch's ``MetaTensor`` has besides its data.
         seconds: time spent per stage (``"load"``, ``"sample"``, ``"write"``).
+        transforms: time spent per transform.
     """
 
     keys: tuple[str, ...]
@@ -41,6 +42,7 @@ class VolumeRecord:
     own: list[dict[str, Any]]
     meta: dict[str, list[dict[str, Any]]]
     seconds: dict[str, float] = field(default_factory=dict)
+    transforms: dict[str, float] = field(default_factory=dict)
 
     def value(self, key: str, patch: int) -> Any:
         """Value of a key that is not in the slab."""

@@ -22,10 +22,10 @@ _LEAVES = (str, bytes, bytearray, int, float, complex, bool, type(None), type, M
            torch.Tensor, torch.dtype, torch.device, slice, range)  # fmt: skip
 
 
-def reachable(root: object) -> Iterator[object]:
+def reachable(root: object, until: Callable[[object], bool] = lambda obj: False) -> Iterator[object]:
     """The objects of a pipeline, each once: through attributes, containers, closures, partials and nested datasets.
 
-    Arrays and long lists of plain records are not looked into.
+    Arrays and long lists of plain records are not looked into, nor are objects for which ``until`` holds.
     """
     seen: set[int] = set()
     stack = [root]
@@ -35,7 +35,8 @@ def reachable(root: object) -> Iterator[object]:
             continue
         seen.add(id(obj))
         yield obj
-        stack.extend(reversed(list(_children(obj))))
+        if not until(obj):
+            stack.extend(reversed(list(_children(obj))))
 
 
 def _children(obj: object) -> Iterator[object]:

@@ -3,36 +3,24 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any, Literal
 
 import torch
-from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import Dataset
 
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
 from .schedule import PREPARE, Ticket, seed_sequence
-from .seeding import Reseeder, global_random_state, reachable, seed_globals
+from .seeding import Reseeder, global_random_state, seed_globals
 from .slab import KeySpec, Slab
 from .thread_copies import copy_for_thread
+from .timing import Stopwatch
 from .traces import TraceNames, transform_ids
 
 __all__ = ["PreparedVolume", "Preparer", "Recipe", "write"]
-
-
-class _Clock(threading.local):
-    """Time that this thread has spent in multi-sample transforms since it was last reset."""
-
-    seconds = 0.0
-    inside = False
-
-
-_clock = _Clock()
 
 
 @dataclass(frozen=True)
@@ -66,10 +54,11 @@ class Recipe:
 
 @dataclass
 class PreparedVolume:
-    """A volume's patches, in the memory of whoever prepared them."""
+    """A volume's patches, in the memory of whoever prepared them, and the time that this took."""
 
     patches: list[Patch]
     seconds: dict[str, float] = field(default_factory=dict)
+    transforms: dict[str, float] = field(default_factory=dict)
 
 
 class Preparer:
@@ -85,9 +74,7 @@ class Preparer:
         self._recipe = recipe
         self._where = where
         self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
-        self._samplers = [
-            obj for obj in reachable(recipe.dataset) if isinstance(obj, MultiSampleTrait) and callable(obj)
-        ]
+        self._stopwatch = Stopwatch(recipe.dataset)
         ids = transform_ids(recipe.dataset, recipe.patch_transform)
         self._trace_names = TraceNames(ids, recipe.traced)
         if where == "process":
@@ -102,15 +89,19 @@ class Preparer:
         """
         sequence = seed_sequence(self._recipe.seed, PREPARE, ticket.epoch, ticket.volume, ticket.occurrence)
         self._reseed(sequence)
-        with self._surroundings(sequence.spawn(1)[0]), _timed(self._samplers):
+        with self._surroundings(sequence.spawn(1)[0]):
             start = time.perf_counter()
-            patches = _patches(self._recipe.dataset[ticket.volume], ticket.count)
+            with self._stopwatch.running() as spent:
+                item = self._recipe.dataset[ticket.volume]
+            patches = _patches(item, ticket.count)
             if self._recipe.patch_transform is not None:
+                loaded = time.perf_counter()
                 patches = [self._recipe.patch_transform(patch) for patch in patches]
+                spent.transforms["patch_transform"] = time.perf_counter() - loaded
             self._trace_names.rename(patches)
             seconds = time.perf_counter() - start
-            sampling = _clock.seconds
-        return PreparedVolume(patches, {"load": seconds - sampling, "sample": sampling})
+        stages = {"load": seconds - spent.sampling, "sample": spent.sampling}
+        return PreparedVolume(patches, stages, spent.transforms)
 
     @contextmanager
     def _surroundings(self, sequence: Any) -> Iterator[None]:
@@ -168,6 +159,7 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
             slab.tensors[key][slot].copy_(as_tensor(patch[key]))
     record = pack(patches, keys)
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start}
+    record.transforms = volume.transforms
     return record
 
 
@@ -185,39 +177,3 @@ def _check(patch: Patch, number: int, keys: Mapping[str, KeySpec], first_patch: 
             "volumes need the same keys, shapes and dtypes: add SpatialPadd or ResizeWithPadOrCropd for shapes, "
             "CastToTyped or EnsureTyped for dtypes and MetaTensors, DeleteItemsd for keys."
         )
-
-
-@contextmanager
-def _timed(samplers: Sequence[object]) -> Iterator[None]:
-    """Measure the time that multi-sample transforms take within the block, whoever's they are."""
-    _clock.seconds = 0.0
-    classes = [type(sampler) for sampler in samplers]
-    try:
-        for sampler, cls in zip(samplers, classes, strict=True):
-            timed = _timed_class(cls)  # type: ignore[arg-type]
-            if timed is not None:
-                sampler.__class__ = timed
-        yield
-    finally:
-        for sampler, cls in zip(samplers, classes, strict=True):
-            sampler.__class__ = cls
-
-
-@cache
-def _timed_class(cls: type) -> type | None:
-    """A subclass that differs only in that its calls are timed, so that ``isinstance`` and messages stay the same."""
-    if "__slots__" in vars(cls):
-        return None
-
-    def timed_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if _clock.inside:  # a dictionary transform calls its array transform
-            return cls.__call__(self, *args, **kwargs)
-        _clock.inside = True
-        start = time.perf_counter()
-        try:
-            return cls.__call__(self, *args, **kwargs)
-        finally:
-            _clock.seconds += time.perf_counter() - start
-            _clock.inside = False
-
-    return type(cls.__name__, (cls,), {"__call__": timed_call, "__module__": cls.__module__})
