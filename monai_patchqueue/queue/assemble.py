@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +15,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
 
 from .epoch import DrawnPatch
+from .record import own_copy
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
 from .slab import SlabInfo
@@ -66,7 +66,10 @@ class Assembler:
         seed: the run's seed.
         item_transform: applied to a copy of each drawn patch.
         batch_transform: applied to the collated batch.
-        collate_fn: called with a list of patches instead of MONAI's ``list_data_collate``.
+        collate_fn: called with a list of patches instead of ``standard``.
+        standard: collates dictionaries key by key, and stacks arrays as MONAI's ``list_data_collate`` does; so what is
+            gathered from the slab need not be stacked again.
+        annotate: gives more keys for a batch, from the patches it is made of.
         pin_memory: gather into page-locked memory.
         device: move tensors there, without waiting for the copy.
         volume_name: a volume's name, for messages.
@@ -80,6 +83,8 @@ class Assembler:
         item_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Any], Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        standard: Callable[[list[Any]], dict[str, Any]] = list_data_collate,
+        annotate: Callable[[Sequence[DrawnPatch]], dict[str, torch.Tensor]] | None = None,
         pin_memory: bool = False,
         device: torch.device | None = None,
         volume_name: Callable[[int], str] = "volume {}".format,
@@ -91,6 +96,8 @@ class Assembler:
         self._item_transform = item_transform
         self._batch_transform = batch_transform
         self._collate_fn = collate_fn
+        self._standard = standard
+        self._annotate = annotate
         on_cuda = device is not None and device.type == "cuda"
         self._pin = (pin_memory or on_cuda) and torch.cuda.is_available()
         self._transfer = None if device is None else Transfer(device)
@@ -107,16 +114,20 @@ class Assembler:
         """
         start = time.perf_counter()
         seconds = dict.fromkeys(("item_transform", "batch_transform"), 0.0)
-        slots = np.array([patch.slot for patch in patches])
-        arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors}
-        if self._item_transform is None and self._collate_fn is None:
-            batch = _collate(arrays, patches, self._volume_name)
+        in_slab = [patch for patch in patches if patch.loose is None]
+        slots = np.array([patch.slot for patch in in_slab], np.intp)
+        arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors} if in_slab else {}
+        if self._item_transform is None and self._collate_fn is None and len(in_slab) == len(patches):
+            batch = self._collate(arrays, patches)
         else:
-            items = [_item(arrays, index, patch) for index, patch in enumerate(patches)]
+            rows = iter(range(len(in_slab)))
+            items = [_item(arrays, next(rows), p) if p.loose is None else own_copy(p.loose) for p in patches]
             if self._item_transform is not None:
                 with _adding_to(seconds, "item_transform"):
                     items = [self._transform_item(patch, item) for patch, item in zip(patches, items, strict=True)]
-            batch = (self._collate_fn or list_data_collate)(items)
+            batch = (self._collate_fn or self._standard)(items)
+        if self._annotate is not None:
+            batch = _with_keys(batch, self._annotate(patches))
         handover = None
         if self._transfer is None:
             batch = self._transform_batch(batch, epoch, number, seconds)
@@ -127,6 +138,31 @@ class Assembler:
         rest = time.perf_counter() - start - sum(seconds.values())
         self._recorder.assembled({"assembly": rest, **seconds})
         return batch, handover
+
+    def _collate(self, arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch]) -> dict[str, Any]:
+        """What the standard collation would give, without stacking the arrays again."""
+        keys = patches[0].record.keys
+        for patch in patches:
+            odd = sorted(map(str, set(keys) ^ set(patch.record.keys)))
+            if odd:
+                first, other = (self._volume_name(p.ticket.volume) for p in (patches[0], patch))
+                raise ValueError(
+                    f"{first} and {other} differ in their keys {odd}: patches of all volumes need the same keys. Add "
+                    "DeleteItemsd, or the keys where they are missing."
+                )
+        small = [
+            {key: own_copy(p.record.value(key, p.draw.patch)) for key in keys if key not in arrays} for p in patches
+        ]
+        collated = self._standard(small) if small[0] else {}
+        batch = {}
+        for key in keys:
+            if key not in arrays:
+                batch[key] = collated[key]
+            elif key in patches[0].record.meta:
+                batch[key] = _with_meta(arrays[key], [p.record.meta[key][p.draw.patch] for p in patches])
+            else:
+                batch[key] = arrays[key]
+        return batch
 
     def _transform_batch(self, batch: Any, epoch: int, number: int, seconds: dict[str, float]) -> Any:
         if self._batch_transform is None:
@@ -157,29 +193,13 @@ def _adding_to(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] += time.perf_counter() - start
 
 
-def _collate(
-    arrays: Mapping[str, torch.Tensor], patches: Sequence[DrawnPatch], name: Callable[[int], str]
-) -> dict[str, Any]:
-    """What ``list_data_collate`` would give, without stacking the arrays again."""
-    keys = patches[0].record.keys
-    for patch in patches:
-        odd = sorted(map(str, set(keys) ^ set(patch.record.keys)))
-        if odd:
-            first, other = name(patches[0].ticket.volume), name(patch.ticket.volume)
-            raise ValueError(
-                f"{first} and {other} differ in their keys {odd}: patches of all volumes need the same keys. Add "
-                "DeleteItemsd, or the keys where they are missing."
-            )
-    small = [{key: _copy(p.record.value(key, p.draw.patch)) for key in keys if key not in arrays} for p in patches]
-    collated = list_data_collate(small) if small[0] else {}
-    batch = {}
-    for key in keys:
-        if key not in arrays:
-            batch[key] = collated[key]
-        elif key in patches[0].record.meta:
-            batch[key] = _with_meta(arrays[key], [p.record.meta[key][p.draw.patch] for p in patches])
-        else:
-            batch[key] = arrays[key]
+def _with_keys(batch: Any, more: Mapping[str, torch.Tensor]) -> Any:
+    if not isinstance(batch, MutableMapping):
+        raise TypeError(
+            f"collate_fn gave a {type(batch).__name__}; prioritized draws put {', '.join(more)} into the batch, and "
+            "need a dictionary."
+        )
+    batch.update(more)
     return batch
 
 
@@ -194,7 +214,7 @@ def _with_meta(batch: torch.Tensor, parts: Sequence[dict[str, Any]]) -> MetaTens
 
 def _meta_tensor(data: torch.Tensor, attributes: dict[str, Any]) -> MetaTensor:
     tensor = data.as_subclass(MetaTensor)
-    tensor.__dict__.update(_copy(attributes))
+    tensor.__dict__.update(own_copy(attributes))
     return tensor
 
 
@@ -204,24 +224,9 @@ def _item(arrays: Mapping[str, torch.Tensor], index: int, patch: DrawnPatch) -> 
     item: dict[str, Any] = {}
     for key in record.keys:
         if key not in arrays:
-            item[key] = _copy(record.value(key, number))
+            item[key] = own_copy(record.value(key, number))
         elif key in record.meta:
             item[key] = _meta_tensor(arrays[key][index].clone(), record.meta[key][number])
         else:
             item[key] = arrays[key][index].clone()
     return item
-
-
-def _copy(value: Any) -> Any:
-    """A copy of a record's value, whose parts are shared between the patches of a volume."""
-    if isinstance(value, dict):
-        clone = copy.copy(value)  # of its own class, which collation keeps
-        clone.update({key: _copy(item) for key, item in value.items()})
-        return clone
-    if type(value) in (list, tuple):
-        return type(value)(_copy(item) for item in value)
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return value

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .errors import Failure
-from .record import VolumeRecord
-from .schedule import Draw, Draws, EpochPlan, Ticket
+from .record import Patch, VolumeRecord
+from .schedule import Draw, Drawing, Plan, Ticket
 
 __all__ = ["DrawnPatch", "EpochUnderWay", "QueuedVolume"]
 
@@ -23,6 +24,7 @@ class QueuedVolume:
     source: Ticket  # the volume's own ticket, or that of the one prepared in its place
     slots: list[int] | None = None
     record: VolumeRecord | None = None
+    loose: list[Patch] | None = None  # patches that don't fit the slots, in memory of their own
     failed: tuple[Failure, str] | None = None
     dropped: bool = False
 
@@ -37,33 +39,34 @@ class QueuedVolume:
 class EpochUnderWay:
     """An epoch under way."""
 
-    plan: EpochPlan
-    draws: Draws | None = None
+    plan: Plan
+    draws: Drawing | None = None
     cursor: int = 0
     volumes: dict[int, QueuedVolume] = field(default_factory=dict)  # in preparation or in the queue
     taken: set[int] = field(default_factory=set)  # entries that are or were among the volumes
-    remaining: dict[int, set[int]] | None = None  # by entry, after resuming
+    remaining: Callable[[int], set[int]] | None = None  # an entry's patches that were left to be drawn, after resuming
     pending: list[Draw] = field(default_factory=list)
     batches: int = 0  # taken by the assembler
     replaced: dict[int, int] = field(default_factory=dict)  # replacements tried, by entry
+    over: bool = False
 
-    def is_for(self, plan: EpochPlan) -> bool:
+    def is_for(self, plan: Plan, queue_length: int) -> bool:
         """Whether this is the epoch of ``plan`` (whose queue's length may not be settled)."""
-        return replace(plan, queue_length=self.plan.queue_length) == self.plan
+        return plan.with_length(queue_length) == self.plan.with_length(queue_length)
 
     def next_entry(self) -> int | None:
         """The next entry to prepare, in stream order."""
-        tickets = self.plan.tickets
-        while self.cursor < len(tickets):
+        while not self.over and (ticket := self.plan.ticket(self.cursor)) is not None:
             entry = self.cursor
-            if entry not in self.taken and tickets[entry].count and self.needs(entry):
+            if entry not in self.taken and ticket.count and self.needs(entry):
                 return entry
+            self.taken.discard(entry)  # never looked at again
             self.cursor += 1
         return None
 
     def needs(self, entry: int) -> bool:
         """Whether any patch of an entry is still to be drawn."""
-        return self.remaining is None or entry in self.remaining
+        return self.remaining is None or bool(self.remaining(entry))
 
     def add(self, entry: int, volume: QueuedVolume) -> None:
         """Take a volume in, as one that is in preparation or prepared."""
@@ -74,8 +77,9 @@ class EpochUnderWay:
     def patches_of(self, entry: int) -> set[int]:
         """The patches of an entry that are still to be drawn."""
         if self.remaining is not None:
-            return set(self.remaining[entry])
-        return set(range(self.plan.tickets[entry].count))
+            return self.remaining(entry)
+        ticket = self.plan.ticket(entry)
+        return set(range(ticket.count)) if ticket else set()
 
 
 @dataclass(frozen=True)
@@ -86,3 +90,4 @@ class DrawnPatch:
     draw: Draw
     slot: int
     record: VolumeRecord
+    loose: Patch | None = None

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
-from .record import VolumeRecord, array_specs
-from .schedule import Draws, EpochPlan, Ticket
+from .record import VolumeRecord, array_specs, own_copy
+from .schedule import Drawing, Plan, Ticket
 from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
 from .stats import Recorder
-from .worker import PreparedVolume, write
+from .worker import MisfitError, PreparedVolume, spread, write
 
 __all__ = ["PatchQueue", "VolumeFailedError"]
 
@@ -47,6 +47,8 @@ class PatchQueue:
         volume_name: a volume's name, for messages.
         recorder: where statistics are kept.
         replace_failed: prepare another volume in place of one that fails, instead of ending the epoch with an error.
+        keep_misfits: keep patches of other shapes or dtypes than the first volume's in memory of their own, instead of
+            ending the epoch with an error.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class PatchQueue:
         volume_name: Callable[[int], str],
         recorder: Recorder,
         replace_failed: bool = False,
+        keep_misfits: bool = False,
     ) -> None:
         self.info: SlabInfo | None = None
         self.queue_length = 0
@@ -73,6 +76,7 @@ class PatchQueue:
         self._volume_name = volume_name
         self._recorder = recorder
         self._replace_failed = replace_failed
+        self._keep_misfits = keep_misfits
         self._again: deque[QueuedVolume] = deque()
         self._current: EpochUnderWay | None = None
         self._upcoming: EpochUnderWay | None = None
@@ -98,8 +102,8 @@ class PatchQueue:
 
     def open(
         self,
-        plan: EpochPlan,
-        following: EpochPlan | None,
+        plan: Plan,
+        following: Plan | None,
         batches: int = 0,
         replaced: Mapping[int, int] | None = None,
     ) -> None:
@@ -110,7 +114,9 @@ class PatchQueue:
         guessed = self._upcoming
         # A volume that failed ahead of its epoch is tried again in it.
         failed_ahead = any(volume.ticket.epoch == plan.epoch for volume in self._failed)
-        as_guessed = guessed is not None and guessed.is_for(plan) and not batches and not failed_ahead
+        as_guessed = (
+            guessed is not None and guessed.is_for(plan, self.queue_length) and not batches and not failed_ahead
+        )
         kept: dict[Ticket, QueuedVolume] = {}
         for epoch in (self._current, None if as_guessed else guessed):
             for volume in epoch.volumes.values() if epoch else ():
@@ -123,41 +129,39 @@ class PatchQueue:
             self._adopt(self._current, kept, 0)
         self._upcoming = self._new_epoch(following, 0) if following else None
         if self._upcoming is not None:
-            self._adopt(self._upcoming, kept, self._current.plan.starts[-1])
+            self._adopt(self._upcoming, kept, sum(ticket.count for ticket in self._current.plan))
         for volume in kept.values():
             self._drop(volume)
         self._failed = [volume for volume in self._failed if not volume.dropped]
         self._again = deque(volume for volume in self._again if not volume.dropped)
 
-    def _new_epoch(self, plan: EpochPlan, batches: int) -> EpochUnderWay:
-        if self.info is not None:
-            plan = replace(plan, queue_length=self.queue_length)
+    def _new_epoch(self, plan: Plan, batches: int) -> EpochUnderWay:
         epoch = EpochUnderWay(plan, batches=batches)
         if batches:
             # A state says how long the queue is, so which volumes are needed is known before the slab is laid out.
-            epoch.remaining = Draws(plan).advance(self._drawn_after(batches, plan)).remaining()
+            drawing = plan.drawing(batches, self._batch_size)
+            epoch.remaining, epoch.cursor = drawing.remaining(), drawing.first_entry
         if self.info is not None:
             self._start_draws(epoch)
         return epoch
 
-    def _drawn_after(self, batches: int, plan: EpochPlan) -> int:
-        return min(batches * self._batch_size, plan.num_draws)
-
     def _start_draws(self, epoch: EpochUnderWay) -> None:
-        epoch.plan = replace(epoch.plan, queue_length=self.queue_length)
-        epoch.draws = Draws(epoch.plan)
+        epoch.plan = epoch.plan.with_length(self.queue_length)
+        epoch.draws = epoch.plan.drawing(epoch.batches, self._batch_size)
         if epoch.batches:
-            epoch.draws.advance(self._drawn_after(epoch.batches, epoch.plan))
             epoch.remaining = epoch.draws.remaining()
 
     def _adopt(self, epoch: EpochUnderWay, kept: dict[Ticket, QueuedVolume], before: int) -> None:
         """Keep prepared volumes that could be there if all before them were, so that those still find slots."""
         slots = self.info.slab.layout.slots if self.info else 0
-        for entry, ticket in enumerate(epoch.plan.tickets):
+        for entry, ticket in enumerate(epoch.plan):
+            if not kept:
+                return
+            before += ticket.count
             volume = kept.get(ticket)
             if volume is None or not volume.untouched or not epoch.needs(entry):
                 continue
-            if self.info is None or before + epoch.plan.starts[entry + 1] <= slots:
+            if self.info is None or before <= slots:
                 epoch.add(entry, kept.pop(ticket))
                 self._keep_only(volume, epoch.patches_of(entry))
 
@@ -200,7 +204,9 @@ class PatchQueue:
             epoch, entry = self._next()
             if epoch is None or entry is None:
                 return
-            ticket = epoch.plan.tickets[entry]
+            ticket = epoch.plan.ticket(entry)
+            if ticket is None:
+                return
             slots = None
             if self.info is not None:
                 if len(self._free) < ticket.count:
@@ -276,8 +282,12 @@ class PatchQueue:
         volume.record = record
         self._ready += len(volume.left)
         self._release(volume)
-        if not volume.dropped:
-            self._recorder.prepared(record.seconds, record.transforms)
+        if volume.dropped:
+            return
+        self._recorder.prepared(record.seconds, record.transforms)
+        epoch = self._current
+        if epoch is not None and epoch.draws is not None and epoch.volumes.get(volume.entry) is volume:
+            self._leave(epoch, epoch.draws.landed(volume.entry))
 
     def _lay_out(self) -> None:
         """Lay the slab out once the first volume in stream order is prepared, and give waiting volumes their slots."""
@@ -321,10 +331,16 @@ class PatchQueue:
             raise RuntimeError("a volume is written before the slab is laid out.")
         try:
             record = write(prepared, self.info.slab, volume.slots, self.info.first)
+        except MisfitError as error:
+            if not self._keep_misfits:
+                self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
+                return
+            volume.loose = [own_copy(patch) for patch in spread(prepared.patches, len(volume.slots))]
+            record = VolumeRecord(tuple(volume.loose[0]), {}, [], {}, prepared.seconds, prepared.transforms)
         except Exception as error:
             self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
-        else:
-            self._landed(volume, record)
+            return
+        self._landed(volume, record)
 
     # -- drawing
 
@@ -340,9 +356,9 @@ class PatchQueue:
         if epoch is None:
             return []
         self._raise_failure(epoch)
-        if not epoch.plan.num_draws:
+        if epoch.plan.empty:
             return []
-        if epoch.draws is None:
+        if epoch.draws is None or not (epoch.pending or epoch.draws.ready):
             return None
         while len(epoch.pending) < self._batch_size and (draw := next(epoch.draws, None)) is not None:
             epoch.pending.append(draw)
@@ -354,26 +370,41 @@ class PatchQueue:
             volume = epoch.volumes.get(draw.entry)
             if volume is None or volume.record is None or volume.slots is None:
                 return None
-            patches.append(DrawnPatch(volume.source, draw, volume.slots[draw.patch], volume.record))
+            loose = volume.loose[draw.patch] if volume.loose else None
+            patches.append(DrawnPatch(volume.source, draw, volume.slots[draw.patch], volume.record, loose))
+        if any(epoch.volumes[entry].record is None for entry, _ in epoch.draws.leaving()):
+            return None  # what leaves has to have come first
         return patches
 
     def drawn(self, patches: list[DrawnPatch]) -> None:
         """The batch has been copied out of its slots, which are free for other patches now."""
         epoch = self._current
-        if epoch is None:
+        if epoch is None or epoch.draws is None:
             return
         epoch.pending = []
         epoch.batches += 1
-        for patch in patches:
-            if patch.draw.last:
-                volume = epoch.volumes[patch.draw.entry]
-                volume.left.discard(patch.draw.patch)
-                if volume.slots is not None:
-                    volume.slots[patch.draw.patch] = -1
-                self._free.append(patch.slot)
-                self._ready -= 1
-                if not volume.left:
-                    del epoch.volumes[patch.draw.entry]
+        self._leave(epoch, [(patch.draw.entry, patch.draw.patch) for patch in patches if patch.draw.last])
+        self._leave(epoch, epoch.draws.leaving())
+
+    def _leave(self, epoch: EpochUnderWay, patches: Iterable[tuple[int, int]]) -> None:
+        for entry, patch in patches:
+            volume = epoch.volumes[entry]
+            if patch not in volume.left:
+                continue
+            volume.left.discard(patch)
+            self._ready -= 1
+            if volume.slots is not None:
+                self._free.append(volume.slots[patch])
+                volume.slots[patch] = -1
+            if volume.loose is not None:
+                volume.loose[patch] = {}
+            if not volume.left:
+                del epoch.volumes[entry]
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """The draws of the epoch under way, once the slab is laid out."""
+        return self._current.draws if self._current else None
 
     @property
     def ready_patches(self) -> int:
@@ -385,10 +416,10 @@ class PatchQueue:
         for volume in epoch.volumes.values():
             self._drop(volume)
         epoch.volumes = {}
-        epoch.cursor = len(epoch.plan.tickets)
+        epoch.over = True
 
     def _raise_failure(self, epoch: EpochUnderWay) -> None:
         for volume in self._failed:
-            if volume.failed is not None and volume.ticket.epoch == epoch.plan.epoch:
+            if volume.failed is not None and epoch.volumes.get(volume.entry) is volume:
                 failure, worker = volume.failed
                 raise VolumeFailedError(failure.exception(self._volume_name(volume.source.volume), worker))

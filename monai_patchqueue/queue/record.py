@@ -6,6 +6,7 @@ They travel as one record per volume, in which the patches share whatever is equ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from monai.data import MetaTensor
 
 from .slab import KeySpec
 
-__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "pack"]
+__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "own_copy", "pack"]
 
 # Smaller arrays cost less in the record than a slot of their own.
 SLAB_NBYTES = 4096
@@ -151,3 +152,18 @@ def first_difference(expected: Mapping[str, KeySpec], found: Mapping[str, KeySpe
 
 def _ordered_union(*keys: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(key for part in keys for key in part))
+
+
+def own_copy(value: Any) -> Any:
+    """A copy of a value, down to its arrays: what a queue keeps is never handed out itself."""
+    if isinstance(value, dict):
+        clone = copy.copy(value)  # of its own class, which collation keeps
+        clone.update({key: own_copy(item) for key, item in value.items()})
+        return clone
+    if type(value) in (list, tuple):
+        return type(value)(own_copy(item) for item in value)
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value

@@ -7,17 +7,19 @@ simulated without loading anything, which is what resuming, lengths and tests do
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
-__all__ = ["Draw", "Draws", "EpochPlan", "Stream", "Ticket", "seed_sequence"]
+__all__ = ["Draw", "Drawing", "Draws", "EpochPlan", "Plan", "Ticket", "seed_sequence"]
 
 # The first element of each spawn key: what the randomness is for.
 ORDER, PREPARE, DRAW, ITEM, BATCH, REPLACE = range(6)
@@ -61,8 +63,70 @@ class Draw(NamedTuple):
     last: bool
 
 
+class Drawing(Iterator[Draw], ABC):
+    """The draws of a plan, in order."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is decided what is drawn next."""
+        return True
+
+    def landed(self, entry: int) -> list[tuple[int, int]]:
+        """An entry's patches are there. Gives the patches, as (entry, patch), that leave to make room for them."""
+        return []
+
+    def leaving(self) -> list[tuple[int, int]]:
+        """The patches, as (entry, patch), that leave after the batch just drawn, drawn or not."""
+        return []
+
+    @abstractmethod
+    def remaining(self) -> Callable[[int], set[int]]:
+        """A function from an entry to those of its patches that, as of now, may still be drawn."""
+
+    @property
+    def first_entry(self) -> int:
+        """An entry before which nothing is needed any more."""
+        return 0
+
+
+class Plan(ABC):
+    """Which volumes are prepared, in which order, and what is drawn of them."""
+
+    epoch: int
+
+    @abstractmethod
+    def ticket(self, entry: int) -> Ticket | None:
+        """The ``entry``-th volume to prepare; ``None`` after the last."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return False
+
+    def __iter__(self) -> Iterator[Ticket]:
+        entry = 0
+        while (ticket := self.ticket(entry)) is not None:
+            yield ticket
+            entry += 1
+
+    @abstractmethod
+    def replacement(self, entry: int, attempt: int) -> Ticket | None:
+        """What is prepared in place of an entry's volume after it has failed, and ``attempt`` replacements too."""
+
+    @abstractmethod
+    def with_length(self, queue_length: int) -> Self:
+        """The same plan for a queue of another length."""
+
+    @abstractmethod
+    def drawing(self, batches: int, batch_size: int) -> Drawing:
+        """The draws that follow after so many batches."""
+
+
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochPlan(Plan):
     """All that decides an epoch.
 
     Args:
@@ -130,6 +194,19 @@ class EpochPlan:
         """Number of patches before each entry, and after the last."""
         return tuple(accumulate((ticket.count for ticket in self.tickets), initial=0))
 
+    def ticket(self, entry: int) -> Ticket | None:
+        return self.tickets[entry] if entry < len(self.tickets) else None
+
+    @property
+    def empty(self) -> bool:
+        return not self.num_draws
+
+    def with_length(self, queue_length: int) -> EpochPlan:
+        return replace(self, queue_length=queue_length)
+
+    def drawing(self, batches: int, batch_size: int) -> Draws:
+        return Draws(self).advance(min(batches * batch_size, self.num_draws))
+
     def replacement(self, entry: int, attempt: int) -> Ticket | None:
         """What is prepared in place of an entry's volume after it has failed, and ``attempt`` replacements too.
 
@@ -153,7 +230,7 @@ class EpochPlan:
 
 
 @dataclass
-class Draws(Iterator[Draw]):
+class Draws(Drawing):
     """The draws of an epoch, in order: a shuffle buffer over the stream of patches.
 
     Each draw is uniform over the window; the patch leaves it after ``plan.repeats`` draws, and the next patch of the
@@ -169,9 +246,6 @@ class Draws(Iterator[Draw]):
     def __post_init__(self) -> None:
         self._rng = np.random.Generator(np.random.Philox(seed_sequence(self.plan.seed, DRAW, self.plan.epoch)))
         self._uniform: list[float] = []
-
-    def __iter__(self) -> Draws:
-        return self
 
     def __next__(self) -> Draw:
         plan = self.plan
@@ -206,40 +280,15 @@ class Draws(Iterator[Draw]):
             next(self)
         return self
 
-    def remaining(self) -> dict[int, set[int]]:
-        """Patches that are still to be drawn of each entry that has any left (or is not in the window yet)."""
-        if self.drawn >= self.plan.num_draws:
-            return {}
+    def remaining(self) -> Callable[[int], set[int]]:
         left: dict[int, set[int]] = {}
-        for patch in (*self._window, *range(self._entered, self.plan.starts[-1])):
-            entry = bisect_right(self.plan.starts, patch) - 1
-            left.setdefault(entry, set()).add(patch - self.plan.starts[entry])
-        return left
+        if self.drawn < self.plan.num_draws:
+            for patch in (*self._window, *range(self._entered, self.plan.starts[-1])):
+                entry = bisect_right(self.plan.starts, patch) - 1
+                left.setdefault(entry, set()).add(patch - self.plan.starts[entry])
+        return lambda entry: left.get(entry, set())
 
     def _next_uniform(self) -> float:
         if not self._uniform:
             self._uniform = self._rng.random(_BLOCK)[::-1].tolist()
         return self._uniform.pop()
-
-
-@dataclass
-class Stream:
-    """The volumes of consecutive epochs as one stream, in the order in which producers take them."""
-
-    plan: EpochPlan
-    entries: Sequence[int]
-    position: int = 0
-
-    def peek(self) -> tuple[int, Ticket] | None:
-        """The next entry that gives any patches, with its ticket; ``None`` at the end."""
-        while self.position < len(self.entries):
-            entry = self.entries[self.position]
-            ticket = self.plan.tickets[entry]
-            if ticket.count:
-                return entry, ticket
-            self.position += 1
-        return None
-
-    def take(self) -> None:
-        """Move on to the next entry."""
-        self.position += 1

@@ -20,7 +20,7 @@ from .thread_copies import copy_for_thread
 from .timing import Stopwatch
 from .traces import TraceNames, transform_ids
 
-__all__ = ["PreparedVolume", "Preparer", "Recipe", "write"]
+__all__ = ["MisfitError", "PreparedVolume", "Preparer", "Recipe", "spread", "write"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Recipe:
         worker_init_fn: called with the worker's number when it starts.
         traced: identities of the pipeline's transforms in the consumer's process, by which MONAI finds the transform
             that a trace is to be inverted with.
+        keep_misfits: hand patches that do not fit their slots over in memory of their own.
     """
 
     dataset: Dataset[Any]
@@ -41,6 +42,7 @@ class Recipe:
     patch_transform: Callable[[Any], Any] | None = None
     worker_init_fn: Callable[[int], object] | None = None
     traced: tuple[int, ...] = ()
+    keep_misfits: bool = False
 
     def for_thread(self) -> Recipe:
         """The recipe for a thread of its own: transforms and random state are copied, data and caches are shared."""
@@ -50,6 +52,10 @@ class Recipe:
     def with_traced(self) -> Recipe:
         """The recipe as the consumer hands it out."""
         return replace(self, traced=transform_ids(self.dataset, self.patch_transform))
+
+
+class MisfitError(ValueError):
+    """A patch has another shape or dtype, or other keys, than the slots were made for."""
 
 
 @dataclass
@@ -146,13 +152,16 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     Args:
         volume: the patches.
         slab: where to.
-        slots: a slot per patch; where there are more or fewer, because the volume takes the place of one that failed,
-            patches are repeated or left out.
+        slots: a slot per patch, as :func:`spread` gives them.
         first: name of the volume that decided the slab's layout, for messages.
+
+    Raises:
+        MisfitError: a patch that does not fit its slot.
+        ValueError: patches of different keys.
     """
     start = time.perf_counter()
     keys = slab.layout.keys
-    patches = [volume.patches[number % len(volume.patches)] for number in range(len(slots))]
+    patches = spread(volume.patches, len(slots))
     for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
         _check(patch, number, keys, patches[0], first)
         for key in keys:
@@ -163,6 +172,11 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     return record
 
 
+def spread(patches: Sequence[Patch], number: int) -> list[Patch]:
+    """``number`` patches: where a volume takes the place of one that failed, its own are repeated or left out."""
+    return [patches[index % len(patches)] for index in range(number)]
+
+
 def _check(patch: Patch, number: int, keys: Mapping[str, KeySpec], first_patch: Patch, first: str) -> None:
     if patch.keys() != first_patch.keys():
         odd = sorted(map(str, patch.keys() ^ first_patch.keys()))
@@ -171,7 +185,7 @@ def _check(patch: Patch, number: int, keys: Mapping[str, KeySpec], first_patch: 
         )
     difference = first_difference(keys, array_specs(patch, always=keys))
     if difference:
-        raise ValueError(
+        raise MisfitError(
             f"patch {number} does not fit the patches of {first}, which was prepared first: {difference}. Patches "
             "of all "
             "volumes need the same keys, shapes and dtypes: add SpatialPadd or ResizeWithPadOrCropd for shapes, "

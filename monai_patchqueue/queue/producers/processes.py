@@ -24,11 +24,12 @@ import torch
 
 from ..child import SAFETY, describe_exit, hang_up, start_child
 from ..errors import Failure, WorkerDiedError
+from ..handover import Parcel, Receiver, Sender
 from ..pickling import describe_unpicklable, dumps
 from ..record import array_specs
 from ..slab import Slab, SlabHandle, SlabInfo, SlabLayout
-from ..worker import Preparer, Recipe, write
-from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
+from ..worker import MisfitError, Preparer, Recipe, write
+from .base import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 
 __all__ = ["ProcessProducer"]
 
@@ -62,6 +63,7 @@ class _ProcessWorker:
             sent=producer.recipe,
             instead="worker_type='thread'",
         )
+        self._receiver = Receiver(self.connection, keep=1)
 
     @property
     def name(self) -> str:
@@ -80,11 +82,12 @@ class _ProcessWorker:
         events: list[Event] = []
         try:
             while self.connection.poll():
-                event: Event | _Begun = pickle.loads(self.connection.recv_bytes())
-                if isinstance(event, _Begun):
-                    self._begun = event
-                    self.busy_since = None if event.number is None else time.monotonic()
+                message: Event | _Begun | Parcel = pickle.loads(self.connection.recv_bytes())
+                if isinstance(message, _Begun):
+                    self._begun = message
+                    self.busy_since = None if message.number is None else time.monotonic()
                     continue
+                event = self._unpack(message) if isinstance(message, Parcel) else message
                 events.append(event)
                 self.busy_since = None
                 if not isinstance(event, NeedsSlots):
@@ -92,6 +95,11 @@ class _ProcessWorker:
         except (EOFError, ConnectionError, OSError):
             pass
         return events
+
+    def _unpack(self, parcel: Parcel) -> InMemory:
+        content, acknowledgement = self._receiver.receive(parcel)
+        self.send("taken", acknowledgement)
+        return InMemory(*content)
 
     def culprit(self) -> Assignment | None:
         """The assignment whose volume a dead worker may have died of.
@@ -264,6 +272,8 @@ class _Loop:
         self, index: int, num_workers: int, recipe: Recipe, handle: SlabHandle, connection: Connection[Any, Any]
     ) -> None:
         self._connection = connection
+        self._sender = Sender(connection)
+        self._keep_misfits = recipe.keep_misfits
         self._handle = handle
         self._todo: deque[Assignment] = deque()
         self._granted: dict[int, Sequence[int]] = {}
@@ -302,9 +312,10 @@ class _Loop:
                 raise
             except (Exception, SystemExit) as error:
                 event = Failed(assignment.number, Failure.of(error), self._name)
-            self._send(event)
+            if event is not None:
+                self._send(event)
 
-    def _work(self, assignment: Assignment) -> Event:
+    def _work(self, assignment: Assignment) -> Event | None:
         number, ticket, slots = assignment
         if self._preparer is None:
             return Failed(number, self._start_failure or Failure(RuntimeError, "did not start."), self._name)
@@ -316,7 +327,13 @@ class _Loop:
             slots = self._granted.pop(number)
         while self._slab is None:
             self._receive()
-        return Written(number, write(volume, self._slab, slots, self._first))
+        try:
+            return Written(number, write(volume, self._slab, slots, self._first))
+        except MisfitError:
+            if not self._keep_misfits:
+                raise
+            self._sender.send((number, volume))
+            return None
 
     def _send(self, event: Event | _Begun) -> None:
         try:
@@ -339,6 +356,8 @@ class _Loop:
             self._todo.append(content[0])
         elif kind == "grant":
             self._granted[content[0]] = content[1]
+        elif kind == "taken":
+            self._sender.acknowledged(content[0])
         else:
             self._map(*content)
 

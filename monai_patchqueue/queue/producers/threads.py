@@ -17,8 +17,8 @@ from ..errors import Failure
 from ..exiting import end_at_exit, interrupt
 from ..record import array_specs
 from ..slab import SlabInfo
-from ..worker import Preparer, Recipe, write
-from .base import Assignment, Event, Failed, NeedsSlots, Producer, Written
+from ..worker import MisfitError, Preparer, Recipe, write
+from .base import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 
 __all__ = ["ThreadProducer", "one_openmp_thread"]
 
@@ -98,6 +98,9 @@ class _ThreadWorker:
             if info is None:
                 return None
             return Written(number, write(volume, info.slab, slots, info.first))
+        except MisfitError as error:
+            keep = self._recipe.keep_misfits
+            return InMemory(number, volume) if keep else Failed(number, Failure.of(error), self.thread.name)
         except Exception as error:
             return Failed(number, Failure.of(error), self.thread.name)
 
