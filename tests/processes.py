@@ -6,6 +6,7 @@ They are forked: a fresh interpreter takes seconds to import torch.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
@@ -115,6 +116,7 @@ def child(target: Callable[..., object], *arguments: Any) -> Iterator[BaseProces
     def main() -> None:
         os.setpgid(0, 0)
         _forget_helpers()
+        gc.unfreeze()  # what the tests' session has frozen, so that a child pays for collecting as any process does
         torch.set_num_threads(1)  # the pool of threads does not come through a fork
         target(*arguments)
 
