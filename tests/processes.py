@@ -44,8 +44,19 @@ def wait_for_death() -> None:
 
 
 def workers() -> list[int]:
-    """This process's children that run now; some that ended in earlier tests may not have been waited for."""
-    return [process.pid for process in psutil.Process().children() if is_alive(process.pid)]
+    """This process's children that run now, without multiprocessing's helpers, which stay.
+
+    Some that ended in earlier tests may not have been waited for.
+    """
+    return [process.pid for process in psutil.Process().children() if is_alive(process.pid) and not is_helper(process)]
+
+
+def is_helper(process: psutil.Process) -> bool:
+    """Whether a process is a fork server or tracks resources."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        command = " ".join(process.cmdline())
+        return "multiprocessing.forkserver" in command or "multiprocessing.resource_tracker" in command
+    return False
 
 
 def is_alive(pid: int) -> bool:
@@ -57,16 +68,23 @@ def is_alive(pid: int) -> bool:
 
 
 def idle(pids: Iterable[int]) -> bool:
-    """Whether processes sleep, and still do so a moment later, having done nothing."""
+    """Whether processes sleep with all their threads, and still do so a moment later, having done nothing."""
     seen = []
     for _ in range(4):
         with suppress(psutil.NoSuchProcess):
             processes = [psutil.Process(pid) for pid in pids]
-            seen.append(
-                [(p.status() == psutil.STATUS_SLEEPING, p.num_ctx_switches(), p.cpu_times()) for p in processes]
-            )
+            seen.append([(_asleep(p), p.num_ctx_switches(), p.cpu_times()) for p in processes])
         time.sleep(0.01)
     return len(seen) == 4 and all(look == seen[0] for look in seen) and all(asleep for asleep, *_ in seen[0])
+
+
+def _asleep(process: psutil.Process) -> bool:
+    """Whether no thread of a process does anything, or would if it were its turn (only Linux tells for each)."""
+    states = set()
+    with suppress(OSError):
+        for task in Path(f"/proc/{process.pid}/task").glob("*/stat"):
+            states.add(task.read_text().rpartition(")")[2].split()[0])
+    return process.status() == psutil.STATUS_SLEEPING and states <= {"S"}
 
 
 def shared_memory_files() -> set[str]:

@@ -25,7 +25,7 @@ from monai_patchqueue.data.feeds import BufferedIterator
 from monai_patchqueue.data.process_feed import ProcessFeed
 from monai_patchqueue.queue.errors import WorkerDiedError
 from tests.pipelines import append_line, lines
-from tests.processes import child, die, in_child, is_alive, shared_memory_files, wait_for
+from tests.processes import child, die, in_child, is_alive, is_helper, shared_memory_files, wait_for
 from tests.volumes import meta, numbered
 
 pytestmark = pytest.mark.timeout(60)
@@ -50,8 +50,7 @@ def as_numbered(items: list[dict[str, Any]]) -> bool:
 
 def family() -> list[int]:
     """Processes that a buffer has started, and those that they have."""
-    started = psutil.Process().children()
-    buffers = [process for process in started if "resource_tracker" not in " ".join(process.cmdline())]
+    buffers = [process for process in psutil.Process().children() if not is_helper(process)]
     return [pid for buffer in buffers for pid in (buffer.pid, *(process.pid for process in buffer.children()))]
 
 

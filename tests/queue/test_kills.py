@@ -44,12 +44,13 @@ class Doom:
         file.write_text(stage)
 
     def arm(self) -> None:
-        threading.Thread(target=self._strike, args=(threading.get_ident(),), daemon=True).start()
+        sending = frame_of("_send", sys._getframe())
+        threading.Thread(target=self._strike, args=(threading.get_ident(), sending), daemon=True).start()
 
-    def _strike(self, thread: int) -> None:
+    def _strike(self, thread: int, sending: FrameType | None) -> None:
         time.sleep(self.delay)
-        if self.stage == "reporting" and not is_sending(sys._current_frames()[thread]):
-            self.file.write_text("missed")  # another volume's life is at stake now
+        if self.stage == "reporting" and frame_of("_send", sys._current_frames()[thread]) is not sending:
+            self.file.write_text("missed")  # it is sent: another volume's life, perhaps its last, is at stake now
         else:
             die()
 
@@ -62,10 +63,11 @@ class Doom:
             wait_for_death()
 
 
-def is_sending(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_name != "_send":
+def frame_of(function: str, frame: FrameType | None) -> FrameType | None:
+    """The call of a function that a frame is part of."""
+    while frame is not None and frame.f_code.co_name != function:
         frame = frame.f_back
-    return frame is not None
+    return frame
 
 
 class Doomed(MapTransform, Randomizable):
@@ -159,8 +161,14 @@ def doomed_loader(records: list[dict[str, str]], folder: Path | None, num_worker
 
 def kill_while_idle(loader: PatchQueueLoader) -> int:
     """Wait until the queue is full, and kill one worker or both."""
-    wait_for(lambda: loader.stats().fill >= 1 and idle(workers()), "idle workers")
-    victims = workers()[: 1 + loader.stats().batches % 2]
+    pids: list[int] = []
+
+    def both_are_idle() -> bool:
+        pids[:] = workers()  # a dead one may just be replaced
+        return loader.stats().fill >= 1 and len(pids) == loader.num_workers and idle(pids)
+
+    wait_for(both_are_idle, "idle workers")
+    victims = pids[: 1 + loader.stats().batches % 2]
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     return len(victims)
