@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..queue.assemble import Assembler
@@ -18,10 +19,11 @@ from ..queue.orders import VolumeOrders
 from ..queue.patch_queue import PatchQueue
 from ..queue.producers import ExecutorProducer, InlineProducer, ProcessProducer, Producer, ThreadProducer
 from ..queue.record import array_specs
+from ..queue.recorder import Recorder
 from ..queue.runner import BackgroundRunner, InlineRunner, Runner
 from ..queue.schedule import EpochPlan, Ticket
 from ..queue.slab import SlabHandle, SlabLayout
-from ..queue.stats import QueueStats, Recorder
+from ..queue.stats import QueueStats
 from ..queue.worker import PreparedVolume, Preparer, Recipe
 from .options import QueueOptions
 from .position import Position
@@ -135,7 +137,12 @@ class QueueSession:
         order = self._orders.take(self.epoch, resuming.sampler_epoch if resuming else None)
         order = (resuming.order if resuming else ()) or order
         self._plan = self._make_plan(self.epoch, order)
-        self._recorder.opened(self._plan.natural_draws, self._plan.num_draws)
+        asked = np.bincount(
+            [ticket.volume for ticket in self._plan.tickets],
+            weights=[float(ticket.count) for ticket in self._plan.tickets],
+            minlength=len(self.options.counts),
+        )
+        self._recorder.opened(self._plan.natural_draws, self._plan.num_draws, asked)
         persistent = self.options.persistent_workers or self.options.executor is not None
         replaced = dict(resuming.replaced) if resuming else None
         runner.open(self._plan, self._following if persistent else _nothing, self.batches, replaced)
@@ -188,7 +195,7 @@ class QueueSession:
         if batch.handover is not None:
             batch.handover()
         self.batches += 1
-        self._recorder.delivered(requested, batch.volumes)
+        self._recorder.delivered(requested, batch.volumes, batch.new)
         return batch.content
 
     def stop(self) -> None:

@@ -16,10 +16,10 @@ from monai.data.utils import collate_meta_tensor_fn
 
 from .epoch import DrawnPatch
 from .record import own_copy
+from .recorder import Recorder
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
 from .slab import SlabInfo
-from .stats import Recorder
 from .transfer import Transfer
 
 __all__ = ["Assembler", "BufferPool"]

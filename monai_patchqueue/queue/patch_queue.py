@@ -16,9 +16,9 @@ from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, array_specs, own_copy
+from .recorder import Recorder
 from .schedule import Drawing, Plan, Ticket
 from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
-from .stats import Recorder
 from .worker import MisfitError, PreparedVolume, spread, write
 
 __all__ = ["PatchQueue", "VolumeFailedError"]

@@ -20,13 +20,14 @@ __all__ = ["BackgroundRunner", "Batch", "InlineRunner", "Runner"]
 
 
 class Batch(NamedTuple):
-    """A finished batch, with the number of its patches that come from each volume.
+    """A finished batch, with the number of its patches that come from each volume, and how many were drawn first here.
 
     ``handover`` is to be called by the consumer's thread before it uses the batch.
     """
 
     content: Any
     volumes: Counter[int]
+    new: int
     handover: Callable[[], None] | None
 
 
@@ -49,7 +50,8 @@ class Runner(ABC):
             raise RuntimeError(f"a transform or collate_fn raised StopIteration({error}).") from error
         self.queue.drawn(patches)
         self._batches += 1
-        return Batch(content, Counter(patch.ticket.volume for patch in patches), handover)
+        volumes = Counter(patch.ticket.volume for patch in patches)
+        return Batch(content, volumes, sum(not patch.draw.repeat for patch in patches), handover)
 
     @abstractmethod
     def open(

@@ -1,23 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a queue: a recorder that is written to while it runs, and the frozen statistics that users read."""
+"""Figures of a queue, as users read them."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
+from typing import Any
 
-__all__ = ["QueueStats", "Recorder"]
+import numpy as np
 
-_STAGES = ("load", "sample", "write")
-_ASSEMBLY = ("assembly", "item_transform", "batch_transform")
-# A consumer that waits less is not kept waiting: even when all is well, a batch takes some time to be handed over.
-_STARVED = 0.05
-# Whoever is busy less is not what others wait for.
-_BUSY = 0.5
+__all__ = ["ByVolume", "QueueStats"]
+
+
+class ByVolume(Mapping[int, Any]):
+    """A figure of each volume that has one, by the volume's index in the dataset.
+
+    Args:
+        values: an array with a value for each volume; it is copied, which is cheap with many volumes too.
+
+    Example:
+        >>> ByVolume(np.array([0, 3, 1]))
+        {1: 3, 2: 1}
+    """
+
+    def __init__(self, values: np.ndarray[Any, Any]) -> None:
+        self._values = values.copy()
+
+    def __getitem__(self, volume: int) -> Any:
+        if not 0 <= volume < len(self._values) or not self._values[volume]:
+            raise KeyError(volume)
+        return self._values[volume].item()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.flatnonzero(self._values).tolist())
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._values))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,9 @@ class QueueStats:
         patches_per_second: patches handed out per second of epochs under way: from an epoch's first request for a batch
             to its last batch, so that validation between epochs does not count.
         volumes_per_second: volumes prepared per second of the same time.
+        volumes_per_batch: mean number of volumes that meet in a batch.
+        reuse: draws of a patch on average, before others take its place.
+        seconds: that time: epochs under way.
         wait_seconds: mean time that the consumer waited for a batch.
         last_wait_seconds: time that it waited for the last batch.
         max_wait_seconds: the longest time that it waited for a batch.
@@ -53,6 +77,9 @@ class QueueStats:
         lost_draws: draws that epochs were longer than ``len(loader)`` says, on this rank, and that were left out.
         extra_draws: draws that epochs were shorter, and that were made again.
         volume_counts: patches handed out of each volume, by its index in the dataset.
+        volume_expected: patches that these would be if each volume were drawn from at its epoch's pace, as often as
+            the sampler gave it. Differs from the counts in the middle of an epoch, after failures, and where draws
+            were left out or made again; empty where no order is known.
         failure_counts: how often each volume failed, by its index in the dataset.
         transform_seconds: mean time per volume by transform, in the pipeline's order: each transform of the dataset's
             ``Compose``, under its class's name (``"RandFlipd#2"`` for the second of a name), and ``patch_transform``.
@@ -73,6 +100,9 @@ class QueueStats:
     queue_length: int = 0
     patches_per_second: float = 0.0
     volumes_per_second: float = 0.0
+    volumes_per_batch: float = 0.0
+    reuse: float = 0.0
+    seconds: float = 0.0
     wait_seconds: float = 0.0
     last_wait_seconds: float = 0.0
     max_wait_seconds: float = 0.0
@@ -92,6 +122,7 @@ class QueueStats:
     lost_draws: int = 0
     extra_draws: int = 0
     volume_counts: Mapping[int, int] = field(default_factory=dict)
+    volume_expected: Mapping[int, float] = field(default_factory=dict)
     failure_counts: Mapping[int, int] = field(default_factory=dict)
     transform_seconds: Mapping[str, float] = field(default_factory=dict)
     bottleneck: str = "unknown"
@@ -114,146 +145,3 @@ class QueueStats:
 
 
 _SCALARS = tuple(f.name for f in fields(QueueStats) if isinstance(f.default, (int, float)))
-
-
-class Recorder:
-    """Where the queue notes what happens; safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._volumes = 0
-        self._stages = dict.fromkeys(_STAGES, 0.0)
-        self._transforms: Counter[str] = Counter()
-        self._batches = 0
-        self._assembly = dict.fromkeys(_ASSEMBLY, 0.0)
-        self._counts: Counter[int] = Counter()
-        self._failures: Counter[int] = Counter()
-        self._lost_draws = 0
-        self._extra_draws = 0
-        self._elapsed = 0.0
-        self._began = 0.0  # when the epoch under way began, or the last one
-        self._mark = 0.0  # when its last batch was delivered
-        self._work: list[tuple[float, float]] = []  # begin and end of workers' work since then
-        self._worked = 0.0
-        self._assembled = 0
-        self._steps = 0
-        self._stepped = 0.0
-        self._wait = 0.0
-        self._last_wait = 0.0
-        self._max_wait = 0.0
-
-    def prepared(self, seconds: Mapping[str, float], transforms: Mapping[str, float] | None = None) -> None:
-        """A volume's patches are in their slots; how long each stage and each transform took."""
-        now = time.perf_counter()
-        with self._lock:
-            self._volumes += 1
-            for stage in _STAGES:
-                self._stages[stage] += seconds.get(stage, 0.0)
-            self._transforms.update(transforms or {})
-            self._work.append((now - sum(seconds.values()), now))
-
-    def assembled(self, seconds: Mapping[str, float]) -> None:
-        """A batch is ready; how long each part of its assembly took."""
-        with self._lock:
-            self._assembled += 1
-            for part in _ASSEMBLY:
-                self._assembly[part] += seconds.get(part, 0.0)
-
-    def failed(self, volume: int) -> None:
-        """A volume could not be prepared."""
-        with self._lock:
-            self._failures[volume] += 1
-
-    def opened(self, natural_draws: int, num_draws: int) -> None:
-        """An epoch begins whose order gives so many draws, of which so many are made."""
-        with self._lock:
-            self._lost_draws += max(natural_draws - num_draws, 0)
-            self._extra_draws += max(num_draws - natural_draws, 0)
-
-    def requested(self, first: bool) -> float:
-        """The consumer asks for a batch, the ``first`` that it gets from its iterator or a later one."""
-        now = time.perf_counter()
-        with self._lock:
-            if first:
-                self._settle()
-                self._began = self._mark = now
-            else:
-                self._steps += 1
-                self._stepped += now - self._mark
-        return now
-
-    def delivered(self, requested: float, volumes: Mapping[int, int]) -> None:
-        """The consumer has got the batch it asked for, with so many patches of each volume."""
-        now = time.perf_counter()
-        with self._lock:
-            self._batches += 1
-            self._counts.update(volumes)
-            self._elapsed += now - self._mark
-            self._mark = now
-            self._settle()
-            self._last_wait = now - requested
-            self._wait += self._last_wait
-            self._max_wait = max(self._max_wait, self._last_wait)
-
-    def _settle(self) -> None:
-        """Count the work that fell into the epoch, up to its last batch: between epochs nobody is kept waiting."""
-        self._worked += sum(max(min(end, self._mark) - max(begin, self._began), 0.0) for begin, end in self._work)
-        self._work.clear()
-
-    def stats(self, *, epoch: int, ready: int, queue_length: int, slab_bytes: int, num_workers: int = 0) -> QueueStats:
-        """The figures now."""
-        with self._lock:
-            elapsed = self._elapsed
-            patches = self._counts.total()
-            volumes = self._volumes or 1
-            assembled = self._assembled or 1
-            return QueueStats(
-                epoch=epoch,
-                batches=self._batches,
-                patches=patches,
-                volumes=self._volumes,
-                fill=min(ready / queue_length, 1.0) if queue_length else 0.0,
-                queue_length=queue_length,
-                patches_per_second=patches / elapsed if elapsed else 0.0,
-                volumes_per_second=self._volumes / elapsed if elapsed else 0.0,
-                wait_seconds=self._wait / self._batches if self._batches else 0.0,
-                last_wait_seconds=self._last_wait,
-                max_wait_seconds=self._max_wait,
-                starved=self._share(self._wait),
-                load_seconds=self._stages["load"] / volumes,
-                sample_seconds=self._stages["sample"] / volumes,
-                write_seconds=self._stages["write"] / volumes,
-                assemble_seconds=self._assembly["assembly"] / assembled,
-                item_transform_seconds=self._assembly["item_transform"] / assembled,
-                batch_transform_seconds=self._assembly["batch_transform"] / assembled,
-                step_seconds=self._stepped / self._steps if self._steps else 0.0,
-                worker_busy=self._share(self._worked / max(num_workers, 1)),
-                assembly_busy=self._share(sum(self._assembly.values())),
-                num_workers=num_workers,
-                slab_bytes=slab_bytes,
-                failures=self._failures.total(),
-                lost_draws=self._lost_draws,
-                extra_draws=self._extra_draws,
-                volume_counts=MappingProxyType(dict(self._counts)),
-                failure_counts=MappingProxyType(dict(self._failures)),
-                transform_seconds=MappingProxyType(
-                    {name: seconds / volumes for name, seconds in self._transforms.items()}
-                ),
-                bottleneck=self._bottleneck(num_workers),
-            )
-
-    def _share(self, seconds: float) -> float:
-        return min(seconds / self._elapsed, 1.0) if self._elapsed else 0.0
-
-    def _bottleneck(self, num_workers: int) -> str:
-        if not self._batches:
-            return "unknown"
-        if self._share(self._wait) < _STARVED:
-            return "consumer"
-        workers, assembly = self._worked / max(num_workers, 1), sum(self._assembly.values())
-        if num_workers and self._share(max(workers, assembly)) < _BUSY:
-            return "queue"
-        if assembly > workers:
-            return max(self._assembly, key=self._assembly.__getitem__)
-        transforms = {**self._transforms, "write": self._stages["write"]}
-        return f"workers:{max(transforms, key=transforms.__getitem__)}"
