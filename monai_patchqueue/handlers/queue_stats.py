@@ -45,6 +45,9 @@ class QueueStatsHandler:
     ``queue_length``             patches    size of the window
     ``patches_per_second``       patches/s  handed out
     ``volumes_per_second``       volumes/s  prepared
+    ``volumes_per_batch``        volumes    that meet in a batch, on average
+    ``reuse``                    draws      of a patch, on average
+    ``seconds``                  s          of epochs under way, which rates and shares refer to
     ``wait_seconds``             s          waited for a batch, on average
     ``last_wait_seconds``        s          waited for the last batch
     ``max_wait_seconds``         s          waited for the slowest batch

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import pickle
 import time
 from typing import Any
 
@@ -121,3 +122,46 @@ def test_the_probed_volume_is_used_and_not_prepared_again(tmp_path: Any) -> None
 
 def test_a_slab_of_no_bytes_can_be_allocated() -> None:
     assert len(SlabHandle(shared=False).allocate(0)) == 1
+
+
+def test_reuse_and_mixing_are_counted() -> None:
+    with make_loader([4] * 3, batch_size=4, repeats=3, queue_length=1) as loader:
+        assert loader.stats().reuse == 0
+        list(loader)
+        stats = loader.stats()
+        assert stats.reuse == 3
+        assert stats.volumes_per_batch == 1  # unshuffled: 12 draws of one volume after the other
+    with make_loader([1] * 8, batch_size=4, shuffle=True) as loader:
+        list(loader)
+        assert loader.stats().reuse == 1
+        assert loader.stats().volumes_per_batch == 4
+
+
+def test_what_the_sampler_asked_for_is_known() -> None:
+    counts = [4, 2, 2]
+    sampler = [0, 1, 1, 0, 0]
+    with make_loader(counts, batch_size=4, sampler=sampler, shuffle_patches=False) as loader:
+        assert dict(loader.stats().volume_expected) == {}
+        batches = iter(loader)
+        next(batches)
+        expected = loader.stats().volume_expected
+        assert expected == pytest.approx({0: 4 * 12 / 16, 1: 4 * 4 / 16})  # a quarter of the epoch
+        assert dict(loader.stats().volume_counts) == {0: 4}
+        list(batches)
+        for epoch in (1, 2):
+            stats = loader.stats()
+            assert dict(stats.volume_expected) == pytest.approx({0: 12 * epoch, 1: 4 * epoch})
+            assert stats.volume_counts == stats.volume_expected
+            list(loader)
+
+
+def test_statistics_can_be_pickled_and_do_not_change_any_more() -> None:
+    with make_loader([4] * 3, batch_size=4) as loader:
+        batches = iter(loader)
+        next(batches)
+        stats = loader.stats()
+        before = dict(stats.volume_counts), stats.patches
+        list(batches)
+    copied = pickle.loads(pickle.dumps(stats))
+    assert (dict(copied.volume_counts), copied.patches) == before == ({0: 4}, 4)
+    assert copied == stats
