@@ -51,14 +51,19 @@ class QueueStatsHandler:
     ``wait_seconds``             s          waited for a batch, on average
     ``last_wait_seconds``        s          waited for the last batch
     ``max_wait_seconds``         s          waited for the slowest batch
+    ``first_wait_seconds``       s          waited for the very first batch
+    ``epoch_wait_seconds``       s          waited for the first batch of each later epoch, on average
     ``starved``                  share      of the time, spent waiting for batches
     ``load_seconds``             s          per volume, in the worker: loading and transforms
     ``sample_seconds``           s          per volume, in the worker: choosing and cutting patches
     ``write_seconds``            s          per volume, in the worker: writing patches into their slots
+    ``cpu_seconds``              s          per volume, in the worker: processor time of all this
+    ``max_volume_seconds``       s          in the worker, for the slowest volume
     ``assemble_seconds``         s          per batch: gathering patches and collating them
     ``item_transform_seconds``   s          per batch: ``item_transform``
     ``batch_transform_seconds``  s          per batch: ``batch_transform``
     ``step_seconds``             s          per batch: the engine's own work until it asks for the next one
+    ``consumer_cpu_seconds``     s          per batch: processor time of the engine's process, workers apart
     ``worker_busy``              share      of the workers' time, spent preparing volumes
     ``assembly_busy``            share      of the time, spent assembling batches
     ``num_workers``              –          volumes prepared at the same time; 0: the engine's thread does it

@@ -34,7 +34,7 @@ class VolumeRecord:
         shared: values that all patches have in common.
         own: per patch, the values that differ.
         meta: per slab key with metadata, the attributes that each patch's ``MetaTensor`` has besides its data.
-        seconds: time spent per stage (``"load"``, ``"sample"``, ``"write"``).
+        seconds: time spent per stage (``"load"``, ``"sample"``, ``"write"``), and processor time (``"cpu"``).
         transforms: time spent per transform.
     """
 

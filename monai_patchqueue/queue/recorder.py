@@ -54,16 +54,27 @@ class Recorder:
         self._wait = 0.0
         self._last_wait = 0.0
         self._max_wait = 0.0
+        self._first_wait = 0.0
+        self._epoch_waits = 0.0
+        self._epochs = 0  # of which a batch was delivered
+        self._is_first = True  # the next batch is the first of its epoch
+        self._worker_cpu = 0.0
+        self._longest = 0.0
+        self._cpu = 0.0
+        self._cpu_mark = 0.0
 
     def prepared(self, seconds: Mapping[str, float], transforms: Mapping[str, float] | None = None) -> None:
-        """A volume's patches are in their slots; how long each stage and each transform took."""
+        """A volume's patches are in their slots; how long each stage and each transform took, and processors in all."""
         now = time.perf_counter()
         with self._lock:
             self._volumes += 1
             for stage in _STAGES:
                 self._stages[stage] += seconds.get(stage, 0.0)
             self._transforms.update(transforms or {})
-            self._work.append((now - sum(seconds.values()), now))
+            total = sum(seconds.get(stage, 0.0) for stage in _STAGES)
+            self._work.append((now - total, now))
+            self._longest = max(self._longest, total)
+            self._worker_cpu += seconds.get("cpu", 0.0)
 
     def assembled(self, seconds: Mapping[str, float]) -> None:
         """A batch is ready; how long each part of its assembly took."""
@@ -101,6 +112,8 @@ class Recorder:
             if first:
                 self._settle()
                 self._began = self._mark = now
+                self._cpu_mark = time.process_time()
+                self._is_first = True
             else:
                 self._steps += 1
                 self._stepped += now - self._mark
@@ -128,14 +141,36 @@ class Recorder:
             self._last_wait = now - requested
             self._wait += self._last_wait
             self._max_wait = max(self._max_wait, self._last_wait)
+            self._note_first_wait()
+            cpu = time.process_time()
+            self._cpu += cpu - self._cpu_mark
+            self._cpu_mark = cpu
+
+    def _note_first_wait(self) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._epochs += 1
+            if self._epochs == 1:
+                self._first_wait = self._last_wait
+            else:
+                self._epoch_waits += self._last_wait
 
     def _settle(self) -> None:
         """Count the work that fell into the epoch, up to its last batch: between epochs nobody is kept waiting."""
         self._worked += sum(max(min(end, self._mark) - max(begin, self._began), 0.0) for begin, end in self._work)
         self._work.clear()
 
-    def stats(self, *, epoch: int, ready: int, queue_length: int, slab_bytes: int, num_workers: int = 0) -> QueueStats:
-        """The figures now."""
+    def stats(
+        self,
+        *,
+        epoch: int,
+        ready: int,
+        queue_length: int,
+        slab_bytes: int,
+        num_workers: int = 0,
+        workers_apart: bool = False,
+    ) -> QueueStats:
+        """The figures now; ``workers_apart`` where workers are processes of their own."""
         with self._lock:
             elapsed = self._elapsed
             patches = self._patches
@@ -156,14 +191,20 @@ class Recorder:
                 wait_seconds=self._wait / self._batches if self._batches else 0.0,
                 last_wait_seconds=self._last_wait,
                 max_wait_seconds=self._max_wait,
+                first_wait_seconds=self._first_wait,
+                epoch_wait_seconds=self._epoch_waits / max(self._epochs - 1, 1),
                 starved=self._share(self._wait),
                 load_seconds=self._stages["load"] / volumes,
                 sample_seconds=self._stages["sample"] / volumes,
                 write_seconds=self._stages["write"] / volumes,
+                cpu_seconds=self._worker_cpu / volumes,
+                max_volume_seconds=self._longest,
                 assemble_seconds=self._assembly["assembly"] / assembled,
                 item_transform_seconds=self._assembly["item_transform"] / assembled,
                 batch_transform_seconds=self._assembly["batch_transform"] / assembled,
                 step_seconds=self._stepped / self._steps if self._steps else 0.0,
+                consumer_cpu_seconds=max(self._cpu - (0.0 if workers_apart else self._worker_cpu), 0.0)
+                / (self._batches or 1),
                 worker_busy=self._share(self._worked / max(num_workers, 1)),
                 assembly_busy=self._share(sum(self._assembly.values())),
                 num_workers=num_workers,

@@ -61,14 +61,20 @@ class QueueStats:
         wait_seconds: mean time that the consumer waited for a batch.
         last_wait_seconds: time that it waited for the last batch.
         max_wait_seconds: the longest time that it waited for a batch.
+        first_wait_seconds: time that it waited for the very first batch, while workers started.
+        epoch_wait_seconds: mean time that it waited for the first batch of each later epoch.
         starved: share of that time which the consumer spent waiting for batches, 0 to 1.
         load_seconds: mean time per volume, in the workers, of loading and transforms but sampling.
         sample_seconds: mean time per volume of multi-sample transforms: choosing centers and cropping.
         write_seconds: mean time per volume of writing patches into their slots.
+        cpu_seconds: mean processor time per volume within these three; the rest is waiting, for storage as a rule.
+        max_volume_seconds: time of these three for the slowest volume.
         assemble_seconds: mean time per batch of gathering its patches and collating them.
         item_transform_seconds: mean time per batch of ``item_transform``.
         batch_transform_seconds: mean time per batch of ``batch_transform``.
         step_seconds: mean time from a batch's delivery to the request for the next: the consumer's own work.
+        consumer_cpu_seconds: mean processor time per batch of the consumer's process, workers apart: assembling and the
+            consumer's own work, by all threads.
         worker_busy: share of their time that the workers spent preparing volumes, 0 to 1.
         assembly_busy: share of the time in which batches were assembled, 0 to 1.
         num_workers: volumes prepared at the same time; 0: the consumer prepares them itself.
@@ -106,14 +112,19 @@ class QueueStats:
     wait_seconds: float = 0.0
     last_wait_seconds: float = 0.0
     max_wait_seconds: float = 0.0
+    first_wait_seconds: float = 0.0
+    epoch_wait_seconds: float = 0.0
     starved: float = 0.0
     load_seconds: float = 0.0
     sample_seconds: float = 0.0
     write_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    max_volume_seconds: float = 0.0
     assemble_seconds: float = 0.0
     item_transform_seconds: float = 0.0
     batch_transform_seconds: float = 0.0
     step_seconds: float = 0.0
+    consumer_cpu_seconds: float = 0.0
     worker_busy: float = 0.0
     assembly_busy: float = 0.0
     num_workers: int = 0

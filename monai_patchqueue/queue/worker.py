@@ -79,6 +79,8 @@ class Preparer:
     def __init__(self, recipe: Recipe, where: Literal["process", "thread", "inline"]) -> None:
         self._recipe = recipe
         self._where = where
+        # A process of our own does nothing else, whichever threads a transform has.
+        self._cpu_time = time.process_time if where == "process" else time.thread_time
         self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
         self._stopwatch = Stopwatch(recipe.dataset)
         ids = transform_ids(recipe.dataset, recipe.patch_transform)
@@ -96,7 +98,7 @@ class Preparer:
         sequence = seed_sequence(self._recipe.seed, PREPARE, ticket.epoch, ticket.volume, ticket.occurrence)
         self._reseed(sequence)
         with self._surroundings(sequence.spawn(1)[0]):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), self._cpu_time()
             with self._stopwatch.running() as spent:
                 item = self._recipe.dataset[ticket.volume]
             patches = _patches(item, ticket.count)
@@ -105,8 +107,8 @@ class Preparer:
                 patches = [self._recipe.patch_transform(patch) for patch in patches]
                 spent.transforms["patch_transform"] = time.perf_counter() - loaded
             self._trace_names.rename(patches)
-            seconds = time.perf_counter() - start
-        stages = {"load": seconds - spent.sampling, "sample": spent.sampling}
+            seconds, cpu = time.perf_counter() - start, self._cpu_time() - cpu
+        stages = {"load": seconds - spent.sampling, "sample": spent.sampling, "cpu": cpu}
         return PreparedVolume(patches, stages, spent.transforms)
 
     @contextmanager
@@ -159,7 +161,7 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
         MisfitError: a patch that does not fit its slot.
         ValueError: patches of different keys.
     """
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.thread_time()
     keys = slab.layout.keys
     patches = spread(volume.patches, len(slots))
     for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
@@ -167,7 +169,8 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
         for key in keys:
             slab.tensors[key][slot].copy_(as_tensor(patch[key]))
     record = pack(patches, keys)
-    record.seconds = {**volume.seconds, "write": time.perf_counter() - start}
+    computing = volume.seconds.get("cpu", 0.0) + time.thread_time() - cpu
+    record.seconds = {**volume.seconds, "write": time.perf_counter() - start, "cpu": computing}
     record.transforms = volume.transforms
     return record
 
