@@ -8,6 +8,7 @@ from typing import Any
 
 from typing_extensions import Self
 
+from ..queue.settings import LoaderSettings
 from ..queue.stats import QueueStats
 from .options import QueueOptions
 from .session import QueueSession
@@ -30,6 +31,10 @@ class QueueFace:
     def stats(self) -> QueueStats:
         """The queue's figures now; cheap enough for every step."""
         return self._session.stats()
+
+    def settings(self) -> LoaderSettings:
+        """What of the arguments, the pipeline and the machine decides how many patches a second there are."""
+        return self._session.settings()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the queue is, as plain Python values: all that is needed to go on with the very next batch.

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from ..queue.assemble import Assembler
+from ..queue.cpus import available_cpus
 from ..queue.errors import Failure
+from ..queue.memory import available_memory, ranks_on_this_host
 from ..queue.orders import VolumeOrders
 from ..queue.patch_queue import PatchQueue
 from ..queue.producers import ExecutorProducer, InlineProducer, ProcessProducer, Producer, ThreadProducer
@@ -22,13 +24,14 @@ from ..queue.record import array_specs
 from ..queue.recorder import Recorder
 from ..queue.runner import BackgroundRunner, InlineRunner, Runner
 from ..queue.schedule import EpochPlan, Ticket
+from ..queue.settings import LoaderSettings
 from ..queue.slab import SlabHandle, SlabLayout
 from ..queue.stats import QueueStats
 from ..queue.worker import PreparedVolume, Preparer, Recipe
 from .options import QueueOptions
 from .position import Position
 from .sizing import Sizing
-from .volumes import volume_name
+from .volumes import file_suffix, sample_count_holder, stages_after_sampling, volume_name
 
 __all__ = ["QueueSession"]
 
@@ -249,7 +252,37 @@ class QueueSession:
             ready=queue.ready_patches if queue else 0,
             queue_length=queue.queue_length if queue else 0,
             slab_bytes=info.slab.layout.nbytes if info else 0,
-            num_workers=self._sizing.workers if self.options.executor else self.options.num_workers,
+            num_workers=self._num_workers,
+            workers_apart=self.options.worker_type == "process" and self._num_workers > 0,
+        )
+
+    @property
+    def _num_workers(self) -> int:
+        return self._sizing.workers if self.options.executor else self.options.num_workers
+
+    def settings(self) -> LoaderSettings:
+        """What decides the rate."""
+        options, sizing, stats = self.options, self._sizing, self.stats()
+        queue = self._runner.queue if self._runner else None
+        samples = float(options.counts[options.counts > 0].mean())
+        patch_transform = ("patch_transform",) if options.patch_transform is not None else ()
+        return LoaderSettings(
+            num_workers=self._num_workers,
+            samples_per_volume=samples,
+            batch_size=options.batch_size,
+            queue_length=stats.queue_length or sizing.wished_length,
+            worker_type=options.worker_type,
+            persistent_workers=options.persistent_workers or options.executor is not None,
+            repeats=options.repeats,
+            volumes=max(round(sizing.patches / samples), 1),
+            fixed_samples=sample_count_holder(options.dataset) is None,
+            after_sampling=stages_after_sampling(options.dataset) + patch_transform,
+            item_transform=options.item_transform,
+            patch_transform=options.patch_transform,
+            suffix=file_suffix(options.dataset),
+            cpus=available_cpus() / ranks_on_this_host(),
+            memory=available_memory() / ranks_on_this_host() + stats.slab_bytes,
+            patch_nbytes=queue.info.slab.layout.patch_nbytes if queue and queue.info else 0,
         )
 
     def position(self) -> Position:

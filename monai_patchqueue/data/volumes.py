@@ -13,10 +13,19 @@ from monai.transforms import Compose, GridPatch, GridPatchd, GridSplitd, RandGri
 from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from ..queue.timing import pipeline_stages
 from ..transforms import GridPatchSamplesd
 from .shapes import spatial_shape
 
-__all__ = ["SamplesPerVolume", "count_patches", "volume_name", "volume_record"]
+__all__ = [
+    "SamplesPerVolume",
+    "count_patches",
+    "file_suffix",
+    "sample_count_holder",
+    "stages_after_sampling",
+    "volume_name",
+    "volume_record",
+]
 
 SamplesPerVolume = int | str | Callable[[Any], int]
 
@@ -168,12 +177,41 @@ def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int
         return np.asarray([_count_grid(dataset, index, sampler) for index in range(len(dataset))], np.int64)
     if isinstance(sampler, GridSplitd):
         return np.full(len(dataset), int(np.prod(sampler.splitter.grid)), np.int64)
-    holder = sampler if hasattr(sampler, "num_samples") else getattr(sampler, "cropper", None)
+    holder = _count_holder(sampler)
     number = getattr(holder, "num_samples", None)
     if number is None:
         raise ValueError(f"{name} does not show how many patches it gives (no 'num_samples'): pass samples_per_volume.")
     default = int(getattr(holder, "default_num_samples", 1))
     return _spread(dataset, number, default, f"{name}.num_samples")
+
+
+def _count_holder(sampler: Any) -> Any:
+    """What has a sampler's ``num_samples``: itself, or the array transform that it holds."""
+    return sampler if hasattr(sampler, "num_samples") else getattr(sampler, "cropper", None)
+
+
+def sample_count_holder(dataset: Any) -> Any:
+    """The object whose ``num_samples`` decides how many patches a volume gives; ``None`` where no one number does."""
+    samplers = [stage for stage in pipeline_stages(dataset).values() if _gives_a_list(stage)]
+    holder = _count_holder(samplers[0]) if len(samplers) == 1 else None
+    number = getattr(holder, "num_samples", None)
+    return holder if isinstance(number, (int, np.integer)) else None
+
+
+def stages_after_sampling(dataset: Any) -> tuple[str, ...]:
+    """Names of the transforms that are applied to each patch, after the one that cuts patches."""
+    stages = pipeline_stages(dataset)
+    names = list(stages)
+    places = [place for place, stage in enumerate(stages.values()) if _gives_a_list(stage)]
+    return tuple(names[places[0] + 1 :]) if len(places) == 1 else ()
+
+
+def file_suffix(dataset: Any) -> str:
+    """How the first volume's first file ends, ``".gz"`` for instance; empty where the dataset shows no file."""
+    record = volume_record(dataset, 0)
+    values = record.values() if isinstance(record, Mapping) else [record]
+    firsts = [value[0] if isinstance(value, (list, tuple)) and value else value for value in values]
+    return next((os.path.splitext(value)[1] for value in firsts if isinstance(value, (str, os.PathLike))), "")
 
 
 def _count_grid(dataset: Any, index: int, grid: GridPatchSamplesd) -> int:
