@@ -11,8 +11,10 @@ from .io import *
 from .io import __all__ as _io
 from .queue import *
 from .queue import __all__ as _queue
+from .report import *
+from .report import __all__ as _report
 from .transforms import *
 from .transforms import __all__ as _transforms
 
-__all__ = [*_data, *_handlers, *_io, *_queue, *_transforms]
+__all__ = [*_data, *_handlers, *_io, *_queue, *_report, *_transforms]
 __version__ = "0.1.0"
