@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice, repeat
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -109,9 +109,9 @@ class Pipeline:
         """Train on the pipeline for a while; its figures, and what they are to be judged with."""
         with self.loader() as loader:
             end = time.monotonic() + seconds
-            for _ in islice(chain.from_iterable(repeat(loader)), 10_000):
+            for number, _ in enumerate(chain.from_iterable(repeat(loader))):
                 time.sleep(self.step)
-                if time.monotonic() > end:
+                if number > 20 and time.monotonic() > end:
                     break
             return loader.stats(), loader.settings()
 

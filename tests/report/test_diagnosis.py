@@ -54,7 +54,7 @@ STARVED = {
         {"persistent_workers"},
     ),
     "a few slow volumes": (
-        Pipeline(load=0.03, slow_ones=10, arguments={"num_workers": 4}),
+        Pipeline(load=0.02, slow_ones=10, arguments={"num_workers": 4}),
         "uneven",
         {"num_workers"},
     ),
