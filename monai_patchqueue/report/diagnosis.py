@@ -77,7 +77,7 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
 
     Example:
         >>> from monai_patchqueue.queue.stats import QueueStats
-        >>> stats = QueueStats(batches=100, patches=400, volumes=50, patches_per_second=40, wait_seconds=0.05,
+        >>> stats = QueueStats(batches=100, volumes=50, seconds=10.0, wait_seconds=0.05,
         ...                    load_seconds=0.4, transform_seconds={"LoadImaged": 0.4}, step_seconds=0.05)
         >>> settings = LoaderSettings(num_workers=2, samples_per_volume=8, batch_size=4, queue_length=128,
         ...                           volumes=50, suffix=".gz", cpus=8)
@@ -131,8 +131,7 @@ def stage_times(stats: QueueStats, settings: LoaderSettings) -> StageTimes:
 
 def _starved(stats: QueueStats) -> float:
     """Without the wait for the very first batch, which no setting spares."""
-    elapsed = stats.patches / stats.patches_per_second if stats.patches_per_second else 0.0
-    rest = elapsed - stats.first_wait_seconds
+    rest = stats.seconds - stats.first_wait_seconds
     waited = stats.wait_seconds * stats.batches - stats.first_wait_seconds
     return min(max(waited / rest, 0.0), 1.0) if rest > 0 else 0.0
 

@@ -125,9 +125,8 @@ def test_the_consumers_processor_time_leaves_out_the_workers(workers: dict[str, 
 
 STATS = QueueStats(
     batches=400,
-    patches=1600,
     volumes=400,
-    patches_per_second=100.0,
+    seconds=16.0,
     volumes_per_second=25.0,
     wait_seconds=0.03,
     load_seconds=0.08,
