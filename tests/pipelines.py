@@ -127,13 +127,22 @@ def _update(sha: Any, value: Any) -> None:
         sha.update(value.affine.double().numpy().tobytes())
         for key in sorted(map(str, value.meta)):
             sha.update(f"{key} {value.meta.get(key)}".encode())
-        sha.update(repr([[op.get("class") for op in ops] for ops in value.applied_operations]).encode())
+        sha.update(repr(_classes(value.applied_operations)).encode())
         value = value.as_tensor()
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         sha.update(f"{value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else repr(value).encode())
     else:
         sha.update(repr(value).encode())
+
+
+def _classes(operations: Any) -> Any:
+    """The classes that traces name; the rest of a trace has identities of objects, and times."""
+    if isinstance(operations, list):
+        return [_classes(part) for part in operations]
+    return operations.get("class") if isinstance(operations, dict) else operations
 
 
 # -- transforms

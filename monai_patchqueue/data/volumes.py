@@ -9,7 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from monai.transforms import Compose, GridPatch, GridPatchd, GridSplitd, RandGridPatch, RandGridPatchd
+from monai.transforms import (
+    ClassesToIndices,
+    ClassesToIndicesd,
+    Compose,
+    FgBgToIndices,
+    FgBgToIndicesd,
+    GridPatch,
+    GridPatchd,
+    GridSplitd,
+    RandGridPatch,
+    RandGridPatchd,
+    SplitDimd,
+)
 from monai.transforms.traits import MultiSampleTrait
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
@@ -29,8 +41,17 @@ __all__ = [
 
 SamplesPerVolume = int | str | Callable[[Any], int]
 
-# Give one item in which a grid's patches are stacked, unlike other multi-sample transforms.
-_STACKING = (GridPatch, GridPatchd, RandGridPatch, RandGridPatchd)
+# Give one item, unlike other multi-sample transforms: with a grid's patches stacked, or with indices of voxels.
+_ONE_ITEM = (
+    ClassesToIndices,
+    ClassesToIndicesd,
+    FgBgToIndices,
+    FgBgToIndicesd,
+    GridPatch,
+    GridPatchd,
+    RandGridPatch,
+    RandGridPatchd,
+)
 
 
 def _locate(dataset: Any, index: int) -> tuple[Any, int]:
@@ -168,7 +189,9 @@ def _flatten(transform: Any) -> Iterator[Any]:
 
 
 def _gives_a_list(transform: Any) -> bool:
-    return isinstance(transform, MultiSampleTrait) and not isinstance(transform, _STACKING)
+    if isinstance(transform, SplitDimd):
+        return bool(transform.list_output)
+    return isinstance(transform, MultiSampleTrait) and not isinstance(transform, _ONE_ITEM)
 
 
 def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
+from .lent_items import lending
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
 from .schedule import PREPARE, Ticket, seed_sequence
-from .seeding import Reseeder, global_random_state, seed_globals
+from .seeding import Reseeder, global_random_state, reachable, seed_globals
 from .slab import KeySpec, Slab
 from .thread_copies import copy_for_thread
 from .timing import Stopwatch
@@ -83,6 +85,7 @@ class Preparer:
         self._cpu_time = time.process_time if where == "process" else time.thread_time
         self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
         self._stopwatch = Stopwatch(recipe.dataset)
+        self._caches = [obj for obj in reachable(recipe.dataset) if isinstance(obj, CacheDataset)]
         ids = transform_ids(recipe.dataset, recipe.patch_transform)
         self._trace_names = TraceNames(ids, recipe.traced)
         if where == "process":
@@ -97,7 +100,7 @@ class Preparer:
         """
         sequence = seed_sequence(self._recipe.seed, PREPARE, ticket.epoch, ticket.volume, ticket.occurrence)
         self._reseed(sequence)
-        with self._surroundings(sequence.spawn(1)[0]):
+        with self._surroundings(sequence.spawn(1)[0]), lending(self._caches):
             start, cpu = time.perf_counter(), self._cpu_time()
             with self._stopwatch.running() as spent:
                 item = self._recipe.dataset[ticket.volume]

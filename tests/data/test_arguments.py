@@ -10,7 +10,9 @@ import pytest
 import torch
 from monai.data import CacheDataset, Dataset, IterableDataset, SmartCacheDataset
 from monai.transforms import (
+    ClassesToIndicesd,
     Compose,
+    FgBgToIndicesd,
     GridSplitd,
     RandCropByLabelClassesd,
     RandCropByPosNegLabeld,
@@ -18,6 +20,7 @@ from monai.transforms import (
     RandSpatialCropd,
     RandSpatialCropSamplesd,
     RandWeightedCropd,
+    SplitDimd,
 )
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Subset
 
@@ -161,6 +164,17 @@ def test_counts_are_read_off_the_transforms(crop: Any) -> None:
     items = [dataset[index] for index in range(3)]
     expected = [len(item) if isinstance(item, list) else 1 for item in items]
     assert count_patches(dataset, None).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "before",
+    [FgBgToIndicesd("label"), ClassesToIndicesd("label", num_classes=4), SplitDimd("image", dim=3)],
+    ids=lambda transform: type(transform).__name__,
+)
+def test_transforms_that_give_lists_within_an_item_are_no_samplers(before: Any) -> None:
+    pipeline = Compose([before, RandSpatialCropSamplesd("image", 8, 3, random_size=False)])
+    dataset = Dataset(VOLUMES, pipeline)
+    assert count_patches(dataset, None).tolist() == [len(dataset[index]) for index in range(3)] == [3, 3, 3]
 
 
 def test_counts_of_a_split_image_are_read_off_the_transform() -> None:
