@@ -10,8 +10,7 @@ from typing_extensions import Self
 
 from ..queue.settings import LoaderSettings
 from ..queue.stats import QueueStats
-from .options import QueueOptions
-from .session import QueueSession
+from .running import RunningQueue
 
 __all__ = ["QueueFace"]
 
@@ -19,12 +18,12 @@ __all__ = ["QueueFace"]
 class QueueFace:
     """Statistics, state and shutdown of a queue. A copy, or what comes out of a pickle, has a queue of its own."""
 
-    _session: QueueSession
+    _session: RunningQueue
 
-    def _begin(self, options: QueueOptions, start: bool) -> None:
-        self.__dict__["_session"] = QueueSession(options)
-        if options.ram_budget is not None:
-            self._session.probe()
+    def _begin(self, session: RunningQueue, start: bool) -> None:
+        self.__dict__["_session"] = session
+        if session.options.ram_budget is not None:
+            session.probe()
         if start:
             self._session.start()
 
@@ -72,8 +71,7 @@ class QueueFace:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": self._session.options}
+        return {**self.__dict__, "_session": self._session.anew()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__dict__["_session"] = QueueSession(state["_session"])
+        self.__dict__.update(state)  # torch guards some attributes of loaders against assignment

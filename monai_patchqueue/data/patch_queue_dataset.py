@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, RandomSampler, Sequential
 
 from .arguments import check_dataset, resolve
 from .face import QueueFace
+from .session import QueueSession
 from .volumes import SamplesPerVolume, count_patches
 
 __all__ = ["PatchQueueDataset"]
@@ -47,6 +48,8 @@ class PatchQueueDataset(QueueFace, IterableDataset[Any]):
         >>> len(patches), [len(batch["image"]) for batch in DataLoader(patches, batch_size=10)]
         (24, [10, 10, 4])
     """
+
+    _session: QueueSession
 
     def __init__(
         self,
@@ -86,28 +89,30 @@ class PatchQueueDataset(QueueFace, IterableDataset[Any]):
         self.sampler = sampler
         at_random = shuffle_volumes or volume_sampler is not None
         self._begin(
-            resolve(
-                dataset=dataset,
-                sampler=sampler,
-                counts=count_patches(dataset, samples_per_volume),
-                batch_size=1,
-                queue_length=queue_length,
-                ram_budget=ram_budget,
-                shuffle_patches=at_random if shuffle_patches is None else shuffle_patches,
-                warmup=warmup,
-                repeats=repeats,
-                seed=seed,
-                num_workers=num_workers,
-                worker_type=worker_type,
-                executor=executor,
-                multiprocessing_context=multiprocessing_context,
-                persistent_workers=persistent_workers,
-                on_error=on_error,
-                volume_timeout=volume_timeout,
-                worker_init_fn=worker_init_fn,
-                patch_transform=patch_transform,
-                item_transform=item_transform,
-                collate_fn=_only,
+            QueueSession(
+                resolve(
+                    dataset=dataset,
+                    sampler=sampler,
+                    counts=count_patches(dataset, samples_per_volume),
+                    batch_size=1,
+                    queue_length=queue_length,
+                    ram_budget=ram_budget,
+                    shuffle_patches=at_random if shuffle_patches is None else shuffle_patches,
+                    warmup=warmup,
+                    repeats=repeats,
+                    seed=seed,
+                    num_workers=num_workers,
+                    worker_type=worker_type,
+                    executor=executor,
+                    multiprocessing_context=multiprocessing_context,
+                    persistent_workers=persistent_workers,
+                    on_error=on_error,
+                    volume_timeout=volume_timeout,
+                    worker_init_fn=worker_init_fn,
+                    patch_transform=patch_transform,
+                    item_transform=item_transform,
+                    collate_fn=_only,
+                )
             ),
             start_background,
         )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .arguments import check_dataset, check_unused, patch_batch_size, resolve
 from .face import QueueFace
+from .session import QueueSession
 from .volumes import SamplesPerVolume, count_patches
 
 __all__ = ["PatchQueueLoader"]
@@ -86,6 +87,7 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
     """
 
     progress: bool
+    _session: QueueSession
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
         # Libraries make loaders anew from the signature and these attributes; torch guards some against assignment.
         given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
         self.__dict__.update({**given, "sampler": order})
-        self._begin(options, start_background)
+        self._begin(QueueSession(options), start_background)
         if batch_unit is None and counts.max() > 1:
             per_volume = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
             warnings.warn(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from .epoch import DrawnPatch
 from .patch_queue import PatchQueue, VolumeFailedError
 from .producers import Producer
 from .producers.threads import one_openmp_thread
-from .schedule import EpochPlan
+from .schedule import Plan
 
 __all__ = ["BackgroundRunner", "Batch", "InlineRunner", "Runner"]
 
@@ -38,7 +39,7 @@ class Runner(ABC):
         self.queue = queue
         self._producer = producer
         self._assembler = assembler
-        self._plan: EpochPlan | None = None
+        self._plan: Plan | None = None
         self._batches = 0
 
     def _assemble(self, patches: list[DrawnPatch]) -> Batch:
@@ -51,13 +52,13 @@ class Runner(ABC):
         self.queue.drawn(patches)
         self._batches += 1
         volumes = Counter(patch.ticket.volume for patch in patches)
-        return Batch(content, volumes, sum(not patch.draw.repeat for patch in patches), handover)
+        return Batch(content, volumes, sum(patch.draw.first for patch in patches), handover)
 
     @abstractmethod
     def open(
         self,
-        plan: EpochPlan,
-        following: Callable[[], EpochPlan | None],
+        plan: Plan,
+        following: Callable[[], Plan | None],
         batches: int = 0,
         replaced: Mapping[int, int] | None = None,
     ) -> None:
@@ -75,6 +76,17 @@ class Runner(ABC):
         """
 
     @abstractmethod
+    def wait_until(self, reached: Callable[[], bool], timeout: float) -> bool:
+        """Prepare volumes until ``reached()``, but not for longer than ``timeout`` seconds; whether it has.
+
+        Raises what a volume has failed with.
+        """
+
+    def wake(self) -> None:
+        """Look again whether a batch can be drawn; from any thread."""
+        self._producer.wake()
+
+    @abstractmethod
     def close(self) -> None:
         """Stop everything; does not wait for volumes in preparation."""
 
@@ -84,8 +96,8 @@ class InlineRunner(Runner):
 
     def open(
         self,
-        plan: EpochPlan,
-        following: Callable[[], EpochPlan | None],
+        plan: Plan,
+        following: Callable[[], Plan | None],
         batches: int = 0,
         replaced: Mapping[int, int] | None = None,
     ) -> None:
@@ -100,9 +112,24 @@ class InlineRunner(Runner):
                 raise failed.error from None
             if patches is not None:
                 return self._assemble(patches) if patches else None
-            self.queue.fill(limit=1)
-            for event in self._producer.wait():
-                self.queue.handle(event)
+            self._prepare()
+
+    def wait_until(self, reached: Callable[[], bool], timeout: float) -> bool:
+        end = time.monotonic() + timeout
+        while not reached():
+            if time.monotonic() >= end:
+                return False
+            try:
+                self.queue.next_batch()
+            except VolumeFailedError as failed:
+                raise failed.error from None
+            self._prepare()
+        return True
+
+    def _prepare(self) -> None:
+        self.queue.fill(limit=1)
+        for event in self._producer.wait():
+            self.queue.handle(event)
 
     def close(self) -> None:
         self._producer.close()
@@ -117,7 +144,7 @@ class BackgroundRunner(Runner):
         self._ahead: Batch | None = None
         self._over = False
         self._error: BaseException | None = None
-        self._opening: tuple[EpochPlan, EpochPlan | None, int, Mapping[int, int] | None] | None = None
+        self._opening: tuple[Plan, Plan | None, int, Mapping[int, int] | None] | None = None
         self._broken: BaseException | None = None
         self._handed_out = False
         self._closed = False
@@ -126,8 +153,8 @@ class BackgroundRunner(Runner):
 
     def open(
         self,
-        plan: EpochPlan,
-        following: Callable[[], EpochPlan | None],
+        plan: Plan,
+        following: Callable[[], Plan | None],
         batches: int = 0,
         replaced: Mapping[int, int] | None = None,
     ) -> None:
@@ -156,6 +183,15 @@ class BackgroundRunner(Runner):
         if batch is not None:
             self._producer.wake()
         return batch
+
+    def wait_until(self, reached: Callable[[], bool], timeout: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: reached() or self._closed or self._error is not None, timeout)
+            if self._closed:
+                raise RuntimeError("the loader was closed.")
+            if self._error is not None:
+                raise self._error
+            return reached()
 
     def _decided(self) -> bool:
         over = self._over and self._opening is None
@@ -193,6 +229,8 @@ class BackgroundRunner(Runner):
             return
         for event in self._producer.wait():
             self.queue.handle(event)
+        with self._changed:
+            self._changed.notify_all()
 
     def _try_batch(self) -> bool:
         """Assemble the next batch if its patches are there; whether anything came of it."""

@@ -54,13 +54,19 @@ class Ticket:
 class Draw(NamedTuple):
     """One draw from the window: patch ``patch`` of the epoch's ``entry``-th volume, for the ``repeat``-th time.
 
-    ``last`` says that the patch leaves the queue with this draw.
+    ``last`` says that the patch leaves the queue with this draw. In a random queue, which may have forgotten how often
+    an item was drawn before, ``repeat`` is the batch's number; it tells besides whether this draw is the ``first``, the
+    item's number, its importance weight, and its age in batches.
     """
 
     entry: int
     patch: int
     repeat: int
     last: bool
+    first: bool
+    item: int = 0
+    weight: float = 1.0
+    age: int = 0
 
 
 class Drawing(Iterator[Draw], ABC):
@@ -272,7 +278,7 @@ class Draws(Drawing):
             self._entered = patch + last
         self.drawn += 1
         entry = bisect_right(plan.starts, patch) - 1
-        return Draw(entry, patch - plan.starts[entry], repeat, last)
+        return Draw(entry, patch - plan.starts[entry], repeat, last, first=not repeat)
 
     def advance(self, draws: int) -> Draws:
         """Skip ``draws`` draws, as resuming in mid-epoch does."""

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from monai_patchqueue import PatchQueueLoader
-from monai_patchqueue.data import session
+from monai_patchqueue.data import launch
 from monai_patchqueue.queue.slab import SlabHandle
 from tests.pipelines import Patches, drawn, every_patch, make_loader
 
@@ -117,7 +117,7 @@ def test_an_executor_stays_the_users() -> None:
 
 @pytest.mark.parametrize("kind", ["inline", "thread", "process"])
 def test_plain_shared_memory_serves_where_there_is_no_memfd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "SlabHandle", lambda shared: SlabHandle(shared=shared, memfd=False))
+    monkeypatch.setattr(launch, "SlabHandle", lambda shared: SlabHandle(shared=shared, memfd=False))
     before = held()
     with make_loader([4] * 20, **workers(kind), batch_size=4, shuffle=True) as loader:
         draws = [drawn(loader) for _ in range(2)]
