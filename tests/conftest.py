@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
+
+from tests.programs import Interpreter
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -19,3 +22,17 @@ def what_is_imported_stays() -> None:
 def nothing_is_left_of_other_modules() -> None:
     """Loaders that nobody refers to are gone, with workers and memory, before those of this module are counted."""
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def shared_interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    interpreter = Interpreter(tmp_path_factory.mktemp("programs"))
+    yield interpreter
+    interpreter.close()
+
+
+@pytest.fixture
+def interpreter(shared_interpreter: Interpreter) -> Iterator[Interpreter]:
+    """Runs programs as ``python`` does; those that a test leaves running end with it."""
+    yield shared_interpreter
+    shared_interpreter.kill_programs()

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +26,7 @@ from monai.transforms import RandSpatialCropd
 from monai_patchqueue import ProcessBufferLoader, ThreadBufferLoader, iterate_buffered
 from tests.pipelines import append_line, lines
 from tests.processes import in_child, wait_for, workers
+from tests.programs import Interpreter
 from tests.volumes import numbered
 
 pytestmark = pytest.mark.timeout(60)
@@ -297,7 +296,8 @@ def test_a_config_puts_a_buffer_around_its_loader(name: str) -> None:
 
 
 EXIT = """
-import time, torch
+import time, torch, warnings
+warnings.simplefilter("ignore")
 from monai_patchqueue import PatchThreadDataLoader, ProcessBufferLoader, ThreadBufferLoader
 class Slow(torch.utils.data.Dataset):
     def __len__(self): return 9
@@ -314,11 +314,9 @@ print("ending", flush=True)
 """
 
 
-def test_the_interpreter_ends_cleanly_while_sources_are_slow() -> None:
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", EXIT], stdout=-1, stderr=-1, env={**os.environ})
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ending\n"
+def test_the_interpreter_ends_cleanly_while_sources_are_slow(interpreter: Interpreter) -> None:
+    program = interpreter.start("-c", EXIT)
+    wait_for(lambda: program.output == "ending\n", "items")
     start = time.monotonic()
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, b"")
+    assert (program.wait(30), program.errors) == (0, "")
     assert time.monotonic() - start < 5.0

@@ -8,14 +8,11 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,8 @@ from monai_patchqueue import PatchQueueLoader
 from monai_patchqueue.data import launch
 from monai_patchqueue.queue.slab import SlabHandle
 from tests.pipelines import Patches, drawn, every_patch, make_loader
+from tests.processes import is_alive, wait_for
+from tests.programs import Interpreter, Program
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -178,7 +177,8 @@ def test_nothing_of_the_callers_state_changes(kind: str) -> None:
 
 
 PROGRAM = """
-import os, sys, time
+import os, time, warnings
+warnings.simplefilter("ignore")
 from tests.pipelines import *
 def slow(volume):
     time.sleep({seconds})
@@ -193,72 +193,44 @@ OF_PROCESSES = "num_workers=2"
 OF_THREADS = "num_workers=2, worker_type='thread'"
 
 
-@pytest.fixture
-def run() -> Iterator[Callable[..., tuple[subprocess.Popen[str], list[int]]]]:
-    """Starts a program in a process group of its own; gives it and the pids of all its processes."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(workers: str, then: str, seconds: float = 0.001) -> tuple[subprocess.Popen[str], list[int]]:
-        root = str(Path(__file__).parents[2])
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PROGRAM.format(workers=workers, then=then, seconds=seconds)],
-            env={**os.environ, "PYTHONPATH": root},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline().split()
-        assert line[:1] == ["pids"], process.stderr and process.stderr.read()
-        return process, [int(pid) for pid in line[1:]]
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+def start(interpreter: Interpreter, workers: str, then: str, seconds: float = 0.001) -> tuple[Program, list[int]]:
+    """A program in a process group of its own that has got a batch, and the pids of all its processes."""
+    program = interpreter.start("-c", PROGRAM.format(workers=workers, then=then, seconds=seconds))
+    wait_for(lambda: program.output.endswith("\n") or program.poll() is not None, "a batch")
+    word, *pids = program.output.split() or [""]
+    assert word == "pids", program.errors
+    return program, [int(pid) for pid in pids]
 
 
-def gone(pids: list[int], within: float) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-            return True
-        time.sleep(0.05)
-    return False
+def gone(pids: list[int], within: float) -> None:
+    wait_for(lambda: not any(map(is_alive, pids)), f"the end of {pids}", within)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "then"), [(OF_PROCESSES, ""), (OF_THREADS, ""), (OF_PROCESSES, "list(iterator)")])
-def test_an_interpreter_ends_with_exit_code_0_and_silently(workers: str, then: str, run: Any) -> None:
-    process, pids = run(workers, then)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0, errors
-    assert errors == ""
-    assert gone(pids, within=2)
+def test_an_interpreter_ends_with_exit_code_0_and_silently(workers: str, then: str, interpreter: Interpreter) -> None:
+    program, pids = start(interpreter, workers, then)
+    assert program.wait(20) == 0, program.errors
+    assert program.errors == ""
+    gone(pids, within=2)
 
 
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(run: Any) -> None:
-    process, pids = run(OF_PROCESSES, "time.sleep(60)", seconds=0.3)
+def test_workers_end_when_their_parent_is_killed(interpreter: Interpreter) -> None:
+    program, pids = start(interpreter, OF_PROCESSES, "time.sleep(60)", seconds=0.3)
     assert len(pids) == 3
     os.kill(pids[0], signal.SIGKILL)
-    process.wait()
-    assert gone(pids, within=5)
+    assert program.wait(5) == -signal.SIGKILL
+    gone(pids, within=5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [OF_PROCESSES, OF_THREADS])
-def test_ctrl_c_in_the_middle_of_an_epoch_ends_at_once(workers: str, run: Any) -> None:
-    process, pids = run(workers, "list(iterator)", seconds=1)
+def test_ctrl_c_in_the_middle_of_an_epoch_ends_at_once(workers: str, interpreter: Interpreter) -> None:
+    program, pids = start(interpreter, workers, "list(iterator)", seconds=1)
     time.sleep(0.3)
     begin = time.monotonic()
     os.killpg(pids[0], signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    returncode = program.wait(20)
     assert time.monotonic() - begin < 4
-    assert "KeyboardInterrupt" in errors
-    assert errors.count("Traceback") == 1, errors
-    assert process.returncode in (1, -signal.SIGINT)
-    assert gone(pids, within=2)
+    assert "KeyboardInterrupt" in program.errors
+    assert program.errors.count("Traceback") == 1, program.errors
+    assert returncode in (1, -signal.SIGINT)
+    gone(pids, within=2)
