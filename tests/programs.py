@@ -83,10 +83,13 @@ class Interpreter:
         )
         self._process.wait()
 
-    def start(self, *arguments: str, cwd: Path | str = ROOT) -> Program:
-        """Start a program with the arguments that ``python`` would get, ``-m`` or ``-c`` first."""
+    def start(self, *arguments: str, cwd: Path | str = ROOT, fresh: bool = False) -> Program:
+        """Start a program with the arguments that ``python`` would get, ``-m`` or ``-c`` first.
+
+        A fresh one has nothing imported yet.
+        """
         written = tuple(self.folder / f"{len(self.programs)}.{name}" for name in ("output", "errors"))
-        request = {"arguments": arguments, "cwd": str(cwd), "written": list(map(str, written))}
+        request = {"arguments": arguments, "cwd": str(cwd), "fresh": fresh, "written": list(map(str, written))}
         for file in written:
             file.touch()
         program = Program(self, self.ask(request), written)  # type: ignore[arg-type]
@@ -137,7 +140,7 @@ def serve() -> None:
         print(json.dumps(answer), flush=True)
 
 
-def become(arguments: list[str], cwd: str, written: list[str]) -> None:
+def become(arguments: list[str], cwd: str, fresh: bool, written: list[str]) -> None:
     """Be the program that was asked for."""
     os.setsid()
     os.chdir(cwd)
@@ -146,6 +149,8 @@ def become(arguments: list[str], cwd: str, written: list[str]) -> None:
         descriptor = os.open(file, os.O_RDWR)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if fresh:
+        os.execv(sys.executable, [sys.executable, *arguments])
     kind, content, *rest = arguments
     sys.argv = [content if kind == "-m" else kind, *rest]
     if kind == "-m":

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monai_patchqueue.data.synthetic import make_synthetic_dataset
+from tests.programs import Interpreter
 
 CONFIG: dict[str, Any] = {
     "bundle_root": ".",
@@ -82,20 +80,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *flags: str) -> str:
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/train.json", *flags]
-    done = subprocess.run(
-        [*command, "--dataset_dir", str(folder / "data")],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+def run(interpreter: Interpreter, folder: Path, *flags: str, fresh: bool = False) -> str:
+    command = ["-m", "monai.bundle", "run", "--config_file", "configs/train.json", *flags]
+    program = interpreter.start(*command, "--dataset_dir", str(folder / "data"), cwd=folder, fresh=fresh)
+    assert program.wait(200) == 0, program.errors[-5000:]
+    return program.output + program.errors
 
 
 def flags_of_the_readme() -> list[str]:
@@ -105,15 +94,17 @@ def flags_of_the_readme() -> list[str]:
     return found[1].split()
 
 
-def test_one_flag_puts_the_queue_in_and_the_two_meanings_of_batch_size_are_named(folder: Path) -> None:
-    output = run(folder, *flags_of_the_readme())
+def test_one_flag_puts_the_queue_in_and_the_two_meanings_of_batch_size_are_named(
+    interpreter: Interpreter, folder: Path
+) -> None:
+    output = run(interpreter, folder, *flags_of_the_readme(), fresh=True)
     batches = VOLUMES * SAMPLES // BATCH
     assert f"Iter: {batches}/{batches} --" in output
     assert "batch_unit" in output
 
 
-def test_batch_unit_volume_keeps_monais_number_of_batches(folder: Path) -> None:
-    output = run(folder, *flags_of_the_readme(), "--train#dataloader#batch_unit", "volume")
+def test_batch_unit_volume_keeps_monais_number_of_batches(interpreter: Interpreter, folder: Path) -> None:
+    output = run(interpreter, folder, *flags_of_the_readme(), "--train#dataloader#batch_unit", "volume")
     batches = VOLUMES // BATCH
     assert f"Iter: {batches}/{batches} --" in output
     assert "counts patches here" not in output

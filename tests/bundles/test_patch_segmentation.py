@@ -5,8 +5,7 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_patchqueue import PatchQueueLoader
 from monai_patchqueue.data.synthetic import SYNTHETIC_LABELS, make_synthetic_dataset
+from tests.programs import Interpreter, Program
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "patch_segmentation"
 CONFIG = BUNDLE / "configs" / "train.json"
@@ -27,26 +27,17 @@ REAL_DATA = os.environ.get("PATCHQUEUE_TEST_DATA")
 VOLUMES = 4
 
 
-def start_bundle(folder: Path, **settings: object) -> subprocess.Popen[str]:
+def start_bundle(interpreter: Interpreter, folder: Path, fresh: bool = False, **settings: object) -> Program:
     """Begin to train as a user does, in a process and a working folder of its own."""
     flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    return subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(CONFIG), *flags],
-        cwd=folder,
-        # Sums differ in the last bit with another number of threads.
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return interpreter.start("-m", "monai.bundle", "run", "--config_file", str(CONFIG), *flags, cwd=folder, fresh=fresh)
 
 
-def run_bundle(folder: Path, **settings: object) -> str:
+def run_bundle(interpreter: Interpreter, folder: Path, **settings: object) -> str:
     """Train to the end; all that it printed."""
-    with start_bundle(folder, **settings) as process:
-        output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output[-5000:]
-    return output
+    program = start_bundle(interpreter, folder, **settings)
+    assert program.wait(280) == 0, program.errors[-5000:]
+    return program.output + program.errors
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -98,8 +89,8 @@ def parser(small_data: str, tmp_path: Path) -> Iterator[ConfigParser]:
 
 
 @pytest.mark.slow
-def test_it_learns_the_frequent_classes_of_its_own_data(tmp_path: Path) -> None:
-    output = run_bundle(tmp_path, max_epochs=10, val_interval=10)
+def test_it_learns_the_frequent_classes_of_its_own_data(interpreter: Interpreter, tmp_path: Path) -> None:
+    output = run_bundle(interpreter, tmp_path, max_epochs=10, val_interval=10)
     loss = metric(output, "train_mean_loss")
     assert len(loss) == 10
     assert loss[-1] < 0.7 * loss[0]
@@ -111,17 +102,19 @@ def test_it_learns_the_frequent_classes_of_its_own_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="PATCHQUEUE_TEST_DATA does not name a folder with real volumes")
-def test_it_learns_on_real_volumes(tmp_path: Path) -> None:
+def test_it_learns_on_real_volumes(interpreter: Interpreter, tmp_path: Path) -> None:
     settings = {"dataset_dir": REAL_DATA, "max_epochs": 2, "val_interval": 2, "num_folds": 7, "num_samples": 24}
-    output = run_bundle(tmp_path, **settings)
+    output = run_bundle(interpreter, tmp_path, **settings)
     loss = metric(output, "train_mean_loss")
     assert loss[-1] < loss[0]
     assert metric(output, "val_mean_dice")[-1] > 0.1
 
 
-def test_a_run_shows_progress_queue_figures_and_dice_and_leaves_a_network(small_data: str, tmp_path: Path) -> None:
+def test_a_run_shows_progress_queue_figures_and_dice_and_leaves_a_network(
+    interpreter: Interpreter, small_data: str, tmp_path: Path
+) -> None:
     settings = {"max_epochs": 2, "val_interval": 1, "num_samples": 4, "batch_size": 2, "patch_size": [16, 16, 16]}
-    output = run_bundle(tmp_path, dataset_dir=small_data, num_workers=1, **settings)
+    output = run_bundle(interpreter, tmp_path, fresh=True, dataset_dir=small_data, num_workers=1, **settings)
     assert re.search(r"Epoch \[2/2\]: .*\[6/6\] 100%", output)
     assert re.search(
         r"queue_fill=[0-9.]+, queue_patches_per_second=[0-9.]+, queue_starved=[0-9.]+, loss=[0-9.]+", output
@@ -140,30 +133,41 @@ def test_a_run_shows_progress_queue_figures_and_dice_and_leaves_a_network(small_
     parser.get_parsed_content("network_def").load_state_dict(state)
 
 
-def test_the_same_seed_gives_the_same_network(small_data: str, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_network(interpreter: Interpreter, small_data: str, tmp_path: Path) -> None:
     settings = {"dataset_dir": small_data, "max_epochs": 1, "val_interval": 1, "num_samples": 4}
     networks = []
     for workers in (0, 2):
         folder = tmp_path / f"workers_{workers}"
-        run_bundle(tmp_path, output_dir=folder, num_workers=workers, device="cpu", patch_size=[16, 16, 16], **settings)
+        run_bundle(
+            interpreter,
+            tmp_path,
+            output_dir=folder,
+            num_workers=workers,
+            device="cpu",
+            patch_size=[16, 16, 16],
+            **settings,
+        )
         networks.append(torch.load(folder / "model.pt", weights_only=True))
     first, second = networks
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(small_data: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
+    interpreter: Interpreter, small_data: str, tmp_path: Path
+) -> None:
     settings = {"max_epochs": 3, "val_interval": 3, "num_samples": 4, "batch_size": 2, "patch_size": [16, 16, 16]}
     settings |= {"dataset_dir": small_data, "checkpoint_interval": 1, "num_workers": 1}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run_bundle(tmp_path, output_dir=whole, **settings)
-    with start_bundle(tmp_path, output_dir=broken, **settings) as process:
-        while process.poll() is None and not (broken / "checkpoint.pt").exists():
-            time.sleep(0.05)
-        process.kill()
+    run_bundle(interpreter, tmp_path, output_dir=whole, **settings)
+    program = start_bundle(interpreter, tmp_path, output_dir=broken, **settings)
+    while program.poll() is None and not (broken / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    os.kill(program.pid, signal.SIGKILL)
+    assert program.wait(20) == -signal.SIGKILL
     done = torch.load(broken / "checkpoint.pt", weights_only=True)["trainer"]["iteration"]
     assert 0 < done < 18
-    run_bundle(tmp_path, output_dir=broken, resume=True, **settings)
+    run_bundle(interpreter, tmp_path, output_dir=broken, resume=True, **settings)
     assert len(losses(whole)) == 18
     resumed = {step: loss for step, loss in losses(broken).items() if step > done}
     assert resumed == {step: loss for step, loss in losses(whole).items() if step > done}
