@@ -3,11 +3,13 @@
 
 from .buffers import ProcessBufferLoader, ThreadBufferLoader, iterate_buffered
 from .collate import collate_patches
+from .grid_patch_loader import GridPatchLoader
 from .patch_queue_dataset import PatchQueueDataset
 from .patch_queue_loader import PatchQueueLoader
 from .thread_loader import PatchThreadDataLoader
 
 __all__ = [
+    "GridPatchLoader",
     "PatchQueueDataset",
     "PatchQueueLoader",
     "PatchThreadDataLoader",

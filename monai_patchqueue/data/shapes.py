@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import nibabel as nib
-import numpy as np
+import torch
+from monai.data import MetaTensor
 from monai.transforms import (
     CastToTyped,
     ConcatItemsd,
@@ -16,14 +17,15 @@ from monai.transforms import (
     DeleteItemsd,
     EnsureChannelFirstd,
     EnsureTyped,
-    Flipd,
     Identityd,
+    LazyTransform,
     LoadImaged,
-    Orientationd,
+    MapTransform,
     RandFlipd,
     SelectItemsd,
     ToTensord,
 )
+from monai.transforms.traits import RandomizableTrait
 from nibabel.filebasedimages import ImageFileError
 
 __all__ = ["spatial_shape"]
@@ -35,7 +37,6 @@ _KEEP_SHAPE = (
     DeleteItemsd,
     EnsureChannelFirstd,
     EnsureTyped,
-    Flipd,
     Identityd,
     LoadImaged,
     RandFlipd,
@@ -44,22 +45,25 @@ _KEEP_SHAPE = (
 )
 
 
-def spatial_shape(value: Any, before: Sequence[Any]) -> tuple[int, ...]:
+def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") -> tuple[int, ...]:
     """Spatial shape of a volume after the transforms ``before``.
 
     Args:
         value: what the volume's record holds: a file (NIfTI; its header is read) or a channel-first array.
-        before: transforms that it goes through: those that keep shapes, and ``Orientationd``.
+        before: transforms that it goes through: those that keep shapes, and those that MONAI can apply lazily.
+        key: the volume's key.
 
     Raises:
         ValueError: a transform after which the shape cannot be told, or something that is neither file nor array.
 
     Example:
-        >>> spatial_shape(np.zeros((1, 8, 9, 10)), [EnsureTyped("image")])
-        (8, 9, 10)
+        >>> import numpy as np
+        >>> from monai.transforms import Spacingd
+        >>> spatial_shape(np.zeros((1, 8, 9, 10)), [EnsureTyped("image"), Spacingd("image", (2, 1, 1))])
+        (4, 9, 10)
     """
     for transform in before:
-        if not _keeps_shape(transform) and not isinstance(transform, Orientationd):
+        if not _keeps_shape(transform) and not _tells_shape(transform):
             raise ValueError(f"the shape after {type(transform).__name__} cannot be told without running it")
     affine = None
     if isinstance(value, (str, os.PathLike)):
@@ -67,18 +71,20 @@ def spatial_shape(value: Any, before: Sequence[Any]) -> tuple[int, ...]:
             image: Any = nib.load(value)
         except (ImageFileError, OSError) as error:
             raise ValueError(f"the shape of {os.fspath(value)} cannot be read from its header ({error})") from error
-        shape, affine = tuple(map(int, image.shape[:3])), image.affine
+        shape, affine = tuple(map(int, image.shape[:3])), torch.as_tensor(image.affine)
     elif hasattr(value, "shape"):
-        shape = tuple(map(int, value.shape[1:]))
+        shape, affine = tuple(map(int, value.shape[1:])), getattr(value, "affine", None)
     else:
         raise ValueError(f"a {type(value).__name__} shows no shape")
+    # One voxel in memory stands for all: lazy transforms do no more than note what is to be done.
+    volume = MetaTensor(torch.zeros(1).expand(1, *shape), affine=affine)
     for transform in before:
-        if isinstance(transform, Orientationd):
-            if affine is None:
-                raise ValueError("the shape after Orientationd cannot be told of an array")
-            shape = _oriented(shape, affine, transform.ornt_transform.axcodes)
-            affine = None  # a second one would start from another affine
-    return shape
+        if _tells_shape(transform) and key in transform.keys:
+            try:
+                volume = transform(dict.fromkeys(transform.keys, volume), lazy=True)[key]
+            except Exception as error:  # whatever it says, it says when the volume is loaded too
+                raise ValueError(f"the shape after {type(transform).__name__} cannot be told ({error})") from error
+    return tuple(int(n) for n in volume.peek_pending_shape())
 
 
 def _keeps_shape(transform: Any) -> bool:
@@ -86,16 +92,14 @@ def _keeps_shape(transform: Any) -> bool:
     return isinstance(transform, _KEEP_SHAPE) or module.startswith("monai.transforms.intensity") or _is_index(transform)
 
 
+def _tells_shape(transform: Any) -> bool:
+    return (
+        isinstance(transform, LazyTransform)
+        and isinstance(transform, MapTransform)
+        and not isinstance(transform, RandomizableTrait)
+        and not transform.requires_current_data
+    )
+
+
 def _is_index(transform: Any) -> bool:
     return type(transform).__module__.startswith("monai_patchqueue.transforms.index")
-
-
-def _oriented(shape: tuple[int, ...], affine: Any, axcodes: Any) -> tuple[int, ...]:
-    if axcodes is None:
-        raise ValueError("the shape after Orientationd(as_closest_canonical=True) cannot be told")
-    orientations = nib.orientations
-    change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(axcodes))
-    result = np.zeros(len(shape), int)
-    for axis, place in enumerate(change[: len(shape), 0].astype(int)):
-        result[place] = shape[axis]
-    return tuple(result.tolist())

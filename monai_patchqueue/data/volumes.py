@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,17 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..queue.timing import pipeline_stages
 from ..transforms import GridPatchSamplesd
+from .grid_pieces import GridPieces
 from .shapes import spatial_shape
 
 __all__ = [
     "SamplesPerVolume",
     "count_patches",
     "file_suffix",
+    "grid_patch_count",
     "sample_count_holder",
     "stages_after_sampling",
+    "transforms_of",
     "volume_name",
     "volume_record",
 ]
@@ -87,6 +91,8 @@ def volume_name(dataset: Any, index: int) -> str:
         >>> volume_name(Dataset([{"image": "images/case_7.nii.gz", "label": "labels/case_7.nii.gz"}]), 0)
         'volume 0 (images/case_7.nii.gz, ../labels/case_7.nii.gz)'
     """
+    if isinstance(dataset, GridPieces):
+        dataset, index = dataset.dataset, dataset.pieces[index].volume
     record = volume_record(dataset, index)
     values = record.values() if isinstance(record, Mapping) else [record]
     firsts = [value[0] if isinstance(value, (list, tuple)) and value else value for value in values]
@@ -159,6 +165,8 @@ def _own_number(dataset: Any, index: int, number: Any, default: int, what: str) 
 
 
 def _from_transforms(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if isinstance(dataset, GridPieces):
+        return np.asarray([piece.stop - piece.first for piece in dataset.pieces], np.int64)
     if isinstance(dataset, Subset):
         return _from_transforms(dataset.dataset)[np.asarray(dataset.indices, np.int64)]
     if isinstance(dataset, ConcatDataset):
@@ -197,7 +205,8 @@ def _gives_a_list(transform: Any) -> bool:
 def _from_sampler(dataset: Any, sampler: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     name = type(sampler).__name__
     if isinstance(sampler, GridPatchSamplesd):
-        return np.asarray([_count_grid(dataset, index, sampler) for index in range(len(dataset))], np.int64)
+        before = list(takewhile(lambda transform: transform is not sampler, _flatten(dataset.transform)))
+        return np.asarray([_count_grid(dataset, index, sampler, before) for index in range(len(dataset))], np.int64)
     if isinstance(sampler, GridSplitd):
         return np.full(len(dataset), int(np.prod(sampler.splitter.grid)), np.int64)
     holder = _count_holder(sampler)
@@ -237,17 +246,48 @@ def file_suffix(dataset: Any) -> str:
     return next((os.path.splitext(value)[1] for value in firsts if isinstance(value, (str, os.PathLike))), "")
 
 
-def _count_grid(dataset: Any, index: int, grid: GridPatchSamplesd) -> int:
-    transforms = list(_flatten(dataset.transform))
-    before = transforms[: next(place for place, transform in enumerate(transforms) if transform is grid)]
-    key = grid.keys[0]
-    record = volume_record(dataset, index)
+def _count_grid(dataset: Any, index: int, grid: GridPatchSamplesd, before: Iterable[Any]) -> int:
     try:
-        if not isinstance(record, Mapping) or key not in record:
-            raise ValueError(f"its record shows no {key!r}")
-        return int(grid.count(spatial_shape(record[key], before)))
+        return grid_patch_count(dataset, index, grid, before)
     except ValueError as error:
         raise ValueError(
             f"the number of patches that {type(grid).__name__} gives of {volume_name(dataset, index)} is not known "
             f"beforehand: {error}. Pass samples_per_volume, for instance a callable that has the shapes."
         ) from error
+
+
+def grid_patch_count(dataset: Any, index: int, grid: GridPatchSamplesd, before: Iterable[Any]) -> int:
+    """Number of patches that a grid has in a volume, told without loading it.
+
+    Args:
+        dataset: where the volume's record is.
+        index: the volume.
+        grid: cuts the patches.
+        before: the transforms that the volume goes through.
+
+    Raises:
+        ValueError: where that is not known beforehand.
+    """
+    key = grid.keys[0]
+    record = volume_record(dataset, index)
+    if not isinstance(record, Mapping) or key not in record:
+        raise ValueError(f"its record shows no {key!r}")
+    return grid.count(spatial_shape(record[key], list(before), key))
+
+
+def transforms_of(dataset: Any, index: int) -> list[Any]:
+    """The transforms that a volume goes through, one after the other, those of nested datasets included.
+
+    Raises:
+        ValueError: a dataset that does not show them.
+    """
+    if isinstance(dataset, Subset):
+        return transforms_of(dataset.dataset, int(dataset.indices[index]))
+    if isinstance(dataset, ConcatDataset):
+        part = bisect_right(dataset.cumulative_sizes, index)
+        return transforms_of(dataset.datasets[part], index - (dataset.cumulative_sizes[part - 1] if part else 0))
+    if not hasattr(dataset, "transform") or not hasattr(dataset, "data"):
+        raise ValueError(f"{type(dataset).__name__} does not show its data and transforms")
+    inner = dataset.data
+    before = transforms_of(inner, index) if isinstance(inner, Dataset) else []
+    return [*before, *(t for t in _flatten(dataset.transform) if t is not None)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .geometry import BORDERS, Box, PatchGeometry, resolve_size
-from .grid import axis_starts, count_grid_patches, grid_starts, overlap_voxels
+from .grid import PatchGrid, axis_starts, overlap_voxels
 from .labels import LabelIndex, LabelRule
 from .memory_order import as_array
 from .weights import WeightIndex
@@ -15,11 +15,10 @@ __all__ = [
     "LabelIndex",
     "LabelRule",
     "PatchGeometry",
+    "PatchGrid",
     "WeightIndex",
     "as_array",
     "axis_starts",
-    "count_grid_patches",
-    "grid_starts",
     "overlap_voxels",
     "resolve_size",
 ]

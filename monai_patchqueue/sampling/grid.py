@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["axis_starts", "count_grid_patches", "grid_starts", "overlap_voxels"]
+from .geometry import Box
+
+__all__ = ["PatchGrid", "axis_starts", "overlap_voxels"]
 
 
 def overlap_voxels(overlap: float | Sequence[float], size: Sequence[int]) -> tuple[int, ...]:
@@ -56,16 +61,9 @@ def axis_starts(length: int, size: int, overlap: int, pad: int = 0) -> list[int]
     return [*range(-pad, last, size - overlap), last]
 
 
-def _starts_per_axis(
-    shape: Sequence[int], size: Sequence[int], overlap: Sequence[int], pad_overlap: bool
-) -> list[list[int]]:
-    return [axis_starts(n, s, o, o // 2 if pad_overlap else 0) for n, s, o in zip(shape, size, overlap, strict=True)]
-
-
-def grid_starts(
-    shape: Sequence[int], size: Sequence[int], overlap: Sequence[int], pad_overlap: bool = False
-) -> np.ndarray:
-    """Starts of every patch of the grid, the last axis fastest.
+@dataclass(frozen=True)
+class PatchGrid:
+    """The patches of one volume's grid; they are numbered with the last axis fastest.
 
     Args:
         shape: the volume's spatial shape.
@@ -73,25 +71,64 @@ def grid_starts(
         overlap: voxels that neighbours share, per axis.
         pad_overlap: let the grid begin and end half an overlap outside (as TorchIO's ``GridSampler``).
 
-    Returns:
-        int64 starts of shape [n, axes].
-
-    >>> grid_starts((4, 5), (4, 3), (0, 0)).tolist()
-    [[0, 0], [0, 2]]
+    >>> grid = PatchGrid((10, 4), (4, 4), (1, 0))
+    >>> grid.count, grid.start(2)
+    (3, (6, 0))
+    >>> [grid.cell(patch)[0] for patch in range(3)]
+    [(0, 3), (3, 6), (6, 10)]
     """
-    axes = np.meshgrid(*_starts_per_axis(shape, size, overlap, pad_overlap), indexing="ij")
-    return np.stack([a.reshape(-1) for a in axes], axis=1).astype(np.int64)
 
+    shape: tuple[int, ...]
+    size: tuple[int, ...]
+    overlap: tuple[int, ...]
+    pad_overlap: bool = False
 
-def count_grid_patches(
-    shape: Sequence[int], size: Sequence[int], overlap: Sequence[int], pad_overlap: bool = False
-) -> int:
-    """How many patches :func:`grid_starts` gives.
+    @cached_property
+    def axes(self) -> list[list[int]]:
+        """Starts along each axis, ascending."""
+        return [
+            axis_starts(n, s, o, o // 2 if self.pad_overlap else 0)
+            for n, s, o in zip(self.shape, self.size, self.overlap, strict=True)
+        ]
 
-    >>> count_grid_patches((10, 10), (4, 4), (0, 0))
-    9
-    """
-    count = 1
-    for starts in _starts_per_axis(shape, size, overlap, pad_overlap):
-        count *= len(starts)
-    return count
+    @property
+    def starts(self) -> np.ndarray:
+        """Starts of all patches; int64 of shape [n, axes]."""
+        mesh = np.meshgrid(*self.axes, indexing="ij")
+        return np.stack([axis.reshape(-1) for axis in mesh], axis=1).astype(np.int64)
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """Number of starts along each axis."""
+        return tuple(map(len, self.axes))
+
+    @property
+    def count(self) -> int:
+        """Number of patches."""
+        return int(np.prod(self.steps))
+
+    def start(self, patch: int) -> tuple[int, ...]:
+        """First voxel of a patch; outside the volume where the patch overhangs."""
+        return tuple(starts[i] for starts, i in zip(self.axes, self._place(patch), strict=True))
+
+    def inside(self, patch: int) -> Box:
+        """The voxels of the volume that a patch covers."""
+        return tuple(
+            (max(a, 0), min(a + s, n)) for a, s, n in zip(self.start(patch), self.size, self.shape, strict=True)
+        )
+
+    def cell(self, patch: int) -> Box:
+        """A patch's own voxels, with overlaps divided in the middle: the cells of all patches fill the volume once."""
+        return tuple((cuts[i], cuts[i + 1]) for cuts, i in zip(self._cuts, self._place(patch), strict=True))
+
+    def _place(self, patch: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.unravel_index(patch, self.steps))
+
+    @cached_property
+    def _cuts(self) -> list[list[int]]:
+        """Where one patch's own voxels end and the next one's begin, along each axis."""
+        cuts = []
+        for n, s, starts in zip(self.shape, self.size, self.axes, strict=True):
+            middles = [(a + s + b) // 2 for a, b in pairwise(starts)]
+            cuts.append([0, *(min(max(middle, 0), n) for middle in middles), n])
+        return cuts

@@ -16,6 +16,9 @@ from ..sampling import PatchGeometry
 PATCH_INDEX = str(ImageMetaKey.PATCH_INDEX)
 CROP_CENTER = "crop_center"
 PATCH_LOCATION = "patch_location"
+PATCH_META = (PATCH_INDEX, CROP_CENTER, PATCH_LOCATION)
+"""What a patch's metadata say beside its volume's."""
+
 Location = tuple[tuple[int, int], ...]
 
 

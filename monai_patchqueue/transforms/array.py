@@ -13,9 +13,8 @@ from ..sampling import (
     LabelIndex,
     LabelRule,
     PatchGeometry,
+    PatchGrid,
     WeightIndex,
-    count_grid_patches,
-    grid_starts,
     overlap_voxels,
     resolve_size,
 )
@@ -348,19 +347,18 @@ class GridPatchSamples(PatchTransform):
         """Whether pending operations must be applied before: where patches may be padded, voxels are needed."""
         return self.pad_overlap or super().requires_current_data
 
-    def count(self, shape: Sequence[int]) -> int:
-        """How many patches a volume of this spatial shape gives.
+    def grid(self, shape: Sequence[int]) -> PatchGrid:
+        """The grid over a volume of this spatial shape.
 
         Raises:
             ValueError: if the patch has another number of axes, or the overlap is not smaller than the patch.
         """
         size = resolve_size(self.spatial_size, shape)
-        return count_grid_patches(shape, size, overlap_voxels(self.overlap, size), self.pad_overlap)
+        return PatchGrid(tuple(shape), size, overlap_voxels(self.overlap, size), self.pad_overlap)
 
-    def starts(self, geometry: PatchGeometry) -> np.ndarray:
-        """Starts of the grid's patches; int64 of shape [n, axes]."""
-        size = geometry.size
-        return grid_starts(geometry.shape, size, overlap_voxels(self.overlap, size), self.pad_overlap)
+    def count(self, shape: Sequence[int]) -> int:
+        """How many patches a volume of this spatial shape gives; raises as :meth:`grid` does."""
+        return self.grid(shape).count
 
     def __call__(self, img: Any, lazy: bool | None = None) -> list[Any]:
         """Take the grid's patches.
@@ -375,4 +373,4 @@ class GridPatchSamples(PatchTransform):
         lazy_ = self.lazy if lazy is None else lazy
         img = img if lazy_ else up_to_date(img)
         geometry = self.geometry(img, describe(img))
-        return self.cut(img, self.starts(geometry), geometry, lazy_)
+        return self.cut(img, self.grid(geometry.shape).starts, geometry, lazy_)

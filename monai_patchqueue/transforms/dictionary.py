@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
-from ..sampling import PatchGeometry
+from ..sampling import PatchGeometry, PatchGrid
 from ._arguments import Count, LabelProbabilities
 from ._items import CountedPatchTransformd, Item, PatchTransformd
+from ._meta import PATCH_INDEX
 from ._reuse import label_index_key, weight_index_key
 from ._volumes import describe
 from .array import GridPatchSamples, RandLabelPatch, RandUniformPatch, RandWeightedPatch
@@ -200,16 +202,35 @@ class GridPatchSamplesd(PatchTransformd):
         cropper = GridPatchSamples(spatial_size, overlap, pad_overlap, border, lazy=lazy)
         super().__init__(keys, cropper, padding_mode, allow_missing_keys, lazy)
 
+    def grid(self, shape: Sequence[int]) -> PatchGrid:
+        """The grid over a volume of this spatial shape."""
+        return self.cropper.grid(shape)
+
+    def of(self, data: Item) -> PatchGrid:
+        """The grid over an item's volumes."""
+        return self.grid(self._geometry(data).shape)
+
     def count(self, shape: Sequence[int]) -> int:
         """How many patches a volume of this spatial shape gives."""
         return self.cropper.count(shape)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
+        return self.take(data, lazy=lazy)
+
+    def take(
+        self, data: Item, first: int = 0, stop: int | None = None, lazy: bool | None = None
+    ) -> list[dict[Hashable, Any]]:
+        """Take the patches ``first`` to ``stop`` - 1 of an item, by their number in the grid."""
         lazy_ = self.lazy if lazy is None else lazy
         data = self._current(data, lazy_)
         geometry = self._geometry(data)
-        return self._patches(data, self.cropper.starts(geometry), geometry, lazy_)
+        patches = self._patches(data, self.grid(geometry.shape).starts[first:stop], geometry, lazy_)
+        for patch in patches if first else ():
+            for key in self._present(patch):
+                if isinstance(patch[key], MetaTensor):
+                    patch[key].meta[PATCH_INDEX] += first
+        return patches
 
 
 RandUniformPatchD = RandUniformPatchDict = RandUniformPatchd

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from monai_patchqueue.sampling import (
     PatchGeometry,
+    PatchGrid,
     axis_starts,
-    count_grid_patches,
-    grid_starts,
     overlap_voxels,
     resolve_size,
 )
@@ -79,10 +78,26 @@ def test_a_grid_covers_each_axis_without_gap_and_ends_at_the_border(n: int, s: i
 
 
 def test_a_grid_counts_what_it_gives_and_runs_through_the_last_axis_first() -> None:
-    starts = grid_starts((10, 7), (4, 3), (1, 0))
-    assert len(starts) == count_grid_patches((10, 7), (4, 3), (1, 0))
+    grid = PatchGrid((10, 7), (4, 3), (1, 0))
+    starts = grid.starts
+    assert len(starts) == grid.count
+    assert [grid.start(patch) for patch in range(grid.count)] == [tuple(start) for start in starts.tolist()]
     assert starts.tolist() == sorted(starts.tolist())
     assert len({tuple(s) for s in starts.tolist()}) == len(starts)
+
+
+@given(st.lists(st.tuples(lengths, lengths, st.integers(0, 11)), min_size=1, max_size=3), st.booleans())
+def test_the_cells_of_a_grids_patches_fill_the_volume_once_and_lie_in_their_patches(
+    axes: list[tuple[int, int, int]], pad_overlap: bool
+) -> None:
+    shape, size, overlap = zip(*((n, s, min(o, s - 1)) for n, s, o in axes), strict=True)
+    grid = PatchGrid(shape, size, overlap, pad_overlap)
+    covered = np.zeros(shape, int)
+    for patch in range(grid.count):
+        cell = grid.cell(patch)
+        assert all(a <= c and d <= b for (c, d), (a, b) in zip(cell, grid.inside(patch), strict=True))
+        covered[tuple(slice(a, b) for a, b in cell)] += 1
+    assert (covered == 1).all()
 
 
 def test_a_padded_grid_begins_and_ends_half_an_overlap_outside() -> None:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where finished volumes lie: in memory, in a memory-mapped .npy file, or in a zarr array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import MetaKeys, optional_import
+
+from ..io.lazy import LazyVolume
+from ..io.scaling import Scaling
+
+__all__ = ["FORMATS", "MemoryOutput", "NpyOutput", "Output", "ZarrOutput"]
+
+Meta = dict[Any, Any]
+
+
+class Output(Protocol):
+    """Takes rows as they are done, and gives the volume at last."""
+
+    def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
+        """Rows of shape [C, rows, *other axes], of the output's dtype."""
+
+    def volume(self, meta: Meta) -> Any:
+        """The whole volume, of shape [C, *spatial], with its metadata."""
+
+
+class MemoryOutput:
+    """A tensor.
+
+    Args:
+        shape: [C, *spatial].
+        dtype: of the values.
+        device: where it lies.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._values = torch.empty(shape, dtype=dtype, device=device)
+
+    def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
+        """Keep finished rows."""
+        self._values[:, first:stop] = rows
+
+    def volume(self, meta: Meta) -> MetaTensor:
+        """The volume in memory."""
+        return MetaTensor(self._values, meta=meta)
+
+
+class NpyOutput:
+    """A .npy file, mapped into memory.
+
+    Args:
+        file: to be written; its folder is made.
+        shape: [C, *spatial].
+        dtype: of the values.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # an older volume that is still mapped keeps its file
+        self._file = file
+        self._values = np.lib.format.open_memmap(file, mode="w+", dtype=_numpy_dtype(dtype), shape=shape)
+
+    def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
+        """Write finished rows into the file."""
+        self._values[:, first:stop] = rows.cpu().numpy()
+
+    def volume(self, meta: Meta) -> MetaTensor:
+        """The volume, whose voxels are read from the file when they are used."""
+        self._values.flush()
+        return MetaTensor(torch.from_numpy(self._values), meta={**meta, MetaKeys.SAVED_TO: str(self._file)})
+
+
+class ZarrOutput:
+    """A zarr array, in chunks of a channel and 64 voxels along each axis; the affine is among its attributes.
+
+    Args:
+        file: the array's folder.
+        shape: [C, *spatial].
+        dtype: of the values.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        zarr, found = optional_import("zarr")
+        if not found:
+            raise ImportError("zarr arrays are written by the package zarr: pip install 'monai_patchqueue[zarr]'.")
+        self._file = file
+        chunks = (1, *(min(n, 64) for n in shape[1:]))
+        self._values = zarr.open_array(
+            str(file), mode="w", shape=shape, chunks=chunks, dtype=_numpy_dtype(dtype).name, fill_value=0
+        )
+
+    def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
+        """Write finished rows into their chunks."""
+        self._values[:, first:stop] = rows.cpu().numpy()
+
+    def volume(self, meta: Meta) -> LazyVolume:
+        """The volume, of which the parts that are asked for are read."""
+        self._values.attrs["affine"] = meta[MetaKeys.AFFINE].tolist()
+        return LazyVolume(self._values, Scaling(), {**meta, MetaKeys.SAVED_TO: str(self._file)}, channel_axis=0)
+
+
+FORMATS: dict[str, Callable[[Path, tuple[int, ...], torch.dtype], Output]] = {"npy": NpyOutput, "zarr": ZarrOutput}
+
+
+def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    try:
+        return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+    except TypeError:
+        raise ValueError(f"files have no dtype for {dtype}: give another dtype, for instance torch.float32.") from None
