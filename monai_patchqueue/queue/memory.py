@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from .control_groups import control_groups
+
 __all__ = ["available_memory", "format_bytes", "parse_budget", "ranks_on_this_host"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -65,27 +67,15 @@ def available_memory() -> int:
 
 def _control_group_rest(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
     """What the limits of this process's control groups leave, those of the groups around it included."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return []
     rest = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, usage, reclaimable = root, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            reclaimable = "total_inactive_file"
+    for group in control_groups("memory", root, own):
+        if group.version == 2:
+            limit, usage, reclaimable = "memory.max", "memory.current", "inactive_file"
         else:
-            continue
-        folder = base / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            if base != group and base not in group.parents:
-                break
-            allowed, used = _number(group / limit), _number(group / usage)
-            if allowed is not None and used is not None:
-                rest.append(max(allowed - used + _statistic(group / "memory.stat", reclaimable), 0))
+            limit, usage, reclaimable = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        allowed, used = _number(group.folder / limit), _number(group.folder / usage)
+        if allowed is not None and used is not None:
+            rest.append(max(allowed - used + _statistic(group.folder / "memory.stat", reclaimable), 0))
     return rest
 
 
