@@ -16,12 +16,15 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
@@ -183,3 +186,18 @@ def in_children(targets: Sequence[Callable[[], Any]], seconds: float = 100.0) ->
 def in_child(target: Callable[[], Any], seconds: float = 100.0) -> Any:
     """What a function returns in a child process."""
     return in_children([target], seconds)[0]
+
+
+def on_ranks(world: int, target: Callable[[], Any], folder: Path) -> list[Any]:
+    """What a function returns on each rank of a process group."""
+
+    def rank_main(rank: int) -> Any:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        meeting = f"file://{folder}/meeting_{world}_{target.__name__}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=30))
+        result = target()
+        dist.barrier()
+        dist.destroy_process_group()
+        return result
+
+    return in_children([partial(rank_main, rank) for rank in range(world)])

@@ -27,7 +27,7 @@ from .options import QueueOptions
 from .sizing import Sizing
 from .volumes import volume_name
 
-__all__ = ["launch", "prepare_first", "ranks"]
+__all__ = ["launch", "prepare_first"]
 
 
 def launch(
@@ -120,13 +120,6 @@ def prepare_first(options: QueueOptions, seed: int, plan: Plan) -> tuple[Ticket,
                 name = volume_name(options.dataset, ticket.volume)
                 raise Failure.of(error).exception(name, "in the calling process") from error
             ticket, attempt = other, attempt + 1
-
-
-def ranks() -> tuple[int, int]:
-    """This process's rank in a distributed run, and how many processes there are."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _close(runner: Runner, handle: SlabHandle, pid: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..queue.orders import VolumeOrders
+from ..queue.ranks import ranks
 from ..queue.schedule import EpochPlan
-from .launch import ranks
 from .options import QueueOptions
 from .position import Position
 from .running import BatchIterator, RunningQueue

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import SubsetRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from ..queue.epoch_sampler import EpochSampler
 from ..queue.memory import available_memory, format_bytes, parse_budget, ranks_on_this_host
 from ..queue.producers.executors import parallelism
 from ..queue.slab import slots_needed
@@ -22,8 +23,8 @@ __all__ = ["Sizing", "epoch_patches"]
 def epoch_patches(sampler: Iterable[int], counts: np.ndarray[Any, np.dtype[np.int64]]) -> int:
     """Patches in an epoch: the same in every epoch, and on every rank.
 
-    Σ counts / replicas, rounded up, under a ``DistributedSampler``; the sum over the volumes that it gives where a
-    sampler says which these are; else mean count × ``len(sampler)``, rounded up.
+    What an :class:`EpochSampler` says; Σ counts / replicas, rounded up, under another ``DistributedSampler``; the sum
+    over the volumes that it gives where a sampler says which these are; else mean count × ``len(sampler)``, rounded up.
 
     Raises:
         TypeError: a sampler without a length.
@@ -40,6 +41,8 @@ def epoch_patches(sampler: Iterable[int], counts: np.ndarray[Any, np.dtype[np.in
                 "Use fewer "
                 "ranks or more volumes."
             )
+        if isinstance(sampler, EpochSampler):
+            return sampler.num_patches
         if len(sampler) == sampler.num_samples:  # else it draws a number of its own, as a weighted one may
             return -(-total // sampler.num_replicas)
     chosen = sampler.indices if isinstance(sampler, SubsetRandomSampler) else sampler

@@ -15,6 +15,7 @@ from monai.data import DistributedWeightedRandomSampler
 from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
+from .epoch_sampler import EpochSampler
 from .schedule import ORDER, seed_sequence
 from .seeding import global_random_state
 
@@ -28,6 +29,7 @@ _REPEATABLE = (
     DistributedSampler,
     MonaiDistributedSampler,
     DistributedWeightedRandomSampler,
+    EpochSampler,
     list,
     tuple,
     range,

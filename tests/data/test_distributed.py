@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -26,24 +25,9 @@ from torch.utils.data import DistributedSampler, Sampler
 from monai_patchqueue import PatchQueueLoader
 from tests.data.step_together import COUNTS, one_epoch
 from tests.pipelines import Patches, digest, drawn, make_loader
-from tests.processes import in_children, wait_for
+from tests.processes import on_ranks, wait_for
 
 pytestmark = pytest.mark.timeout(90)
-
-
-def on_ranks(world: int, target: Callable[[], Any], folder: Path) -> list[Any]:
-    """What a function returns on each rank of a process group."""
-
-    def rank_main(rank: int) -> Any:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        meeting = f"file://{folder}/meeting_{world}_{target.__name__}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=30))
-        result = target()
-        dist.barrier()
-        dist.destroy_process_group()
-        return result
-
-    return in_children([partial(rank_main, rank) for rank in range(world)])
 
 
 class Every(Sampler[int]):
