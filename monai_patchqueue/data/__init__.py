@@ -3,17 +3,21 @@
 
 from .buffers import ProcessBufferLoader, ThreadBufferLoader, iterate_buffered
 from .collate import collate_patches
+from .data_module import PatchDataModule
 from .grid_patch_loader import GridPatchLoader
 from .patch_queue_dataset import PatchQueueDataset
 from .patch_queue_loader import PatchQueueLoader
+from .split_check import SampleReport
 from .thread_loader import PatchThreadDataLoader
 
 __all__ = [
     "GridPatchLoader",
+    "PatchDataModule",
     "PatchQueueDataset",
     "PatchQueueLoader",
     "PatchThreadDataLoader",
     "ProcessBufferLoader",
+    "SampleReport",
     "ThreadBufferLoader",
     "collate_patches",
     "iterate_buffered",

@@ -36,6 +36,7 @@ __all__ = [
     "count_patches",
     "file_suffix",
     "grid_patch_count",
+    "record_name",
     "sample_count_holder",
     "stages_after_sampling",
     "transforms_of",
@@ -93,7 +94,11 @@ def volume_name(dataset: Any, index: int) -> str:
     """
     if isinstance(dataset, GridPieces):
         dataset, index = dataset.dataset, dataset.pieces[index].volume
-    record = volume_record(dataset, index)
+    return record_name(volume_record(dataset, index), index)
+
+
+def record_name(record: Any, index: int) -> str:
+    """What to call a volume that has this record and number."""
     values = record.values() if isinstance(record, Mapping) else [record]
     firsts = [value[0] if isinstance(value, (list, tuple)) and value else value for value in values]
     names = [os.fspath(value) for value in firsts if isinstance(value, (str, os.PathLike))]
