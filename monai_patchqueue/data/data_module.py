@@ -217,7 +217,7 @@ class PatchDataModule(LightningKind):
 
     @property
     def batch_size(self) -> int:
-        """Patches in a batch (volumes, in plain loading): what was asked for, cut to what the training split gives."""
+        """Patches in a batch (volumes, in plain loading), at most what the training split gives in an epoch."""
         return self.chunk_size * self._chunks.count
 
     @property
