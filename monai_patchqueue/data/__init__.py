@@ -7,6 +7,7 @@ from .data_module import PatchDataModule
 from .grid_patch_loader import GridPatchLoader
 from .patch_queue_dataset import PatchQueueDataset
 from .patch_queue_loader import PatchQueueLoader
+from .random_queue_dataset import RandomQueueDataset
 from .split_check import SampleReport
 from .thread_loader import PatchThreadDataLoader
 
@@ -17,6 +18,7 @@ __all__ = [
     "PatchQueueLoader",
     "PatchThreadDataLoader",
     "ProcessBufferLoader",
+    "RandomQueueDataset",
     "SampleReport",
     "ThreadBufferLoader",
     "collate_patches",

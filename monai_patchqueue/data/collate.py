@@ -61,6 +61,36 @@ def collate_patches(
         >>> collate_patches(items, key_filter=["age"], convert_numbers=False)
         {'age': [54, 54]}
     """
+    batch, ragged = _collated(items, key_filter, stack_tensors, convert_np, convert_numbers, warn_when_unstackable)
+    if ragged:
+        _warn(ragged)
+    return batch
+
+
+class WarnsOnce:
+    """:func:`collate_patches` for all batches of a run: the first that cannot be stacked gives the warning."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
+        """A batch."""
+        batch, ragged = _collated(items)
+        if ragged and not self._warned:
+            self._warned = True
+            _warn(ragged)
+        return batch
+
+
+def _collated(
+    items: Sequence[Any],
+    key_filter: Collection[str] | Callable[[str], bool] | None = None,
+    stack_tensors: bool = True,
+    convert_np: bool = True,
+    convert_numbers: bool = True,
+    warn_when_unstackable: bool | Collection[str] = True,
+) -> tuple[dict[str, Any], dict[str, list[tuple[int, ...]]]]:
+    """A batch, and the shapes under each key for which a warning is due."""
     dicts = _flatten(items)
     batch: dict[str, Any] = {}
     ragged: dict[str, list[tuple[int, ...]]] = {}
@@ -77,9 +107,7 @@ def collate_patches(
                 batch[key] = _stack(values)
             elif _is_wanted(key, warn_when_unstackable):
                 ragged[key] = shapes
-    if ragged:
-        _warn(ragged)
-    return batch
+    return batch, ragged
 
 
 def _flatten(items: Sequence[Any]) -> list[Mapping[str, Any]]:

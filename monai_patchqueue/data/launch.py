@@ -22,7 +22,7 @@ from ..queue.runner import BackgroundRunner, InlineRunner, Runner
 from ..queue.schedule import Plan, Ticket
 from ..queue.slab import SlabHandle
 from ..queue.worker import PreparedVolume, Preparer, Recipe
-from .collate import collate_patches
+from .collate import WarnsOnce, collate_patches
 from .options import QueueOptions
 from .sizing import Sizing
 from .volumes import volume_name
@@ -82,7 +82,7 @@ def launch(
         item_transform=options.item_transform,
         batch_transform=options.batch_transform,
         collate_fn=None if own else options.collate_fn,
-        standard=collate_patches if own else list_data_collate,
+        standard=WarnsOnce() if own else list_data_collate,
         annotate=annotate,
         pin_memory=options.pin_memory,
         device=options.device,

@@ -73,6 +73,7 @@ class Sizing:
         workers: volumes that are prepared at the same time.
         length: the queue's length, where it is given.
         budget: the memory that it may take, where that is given.
+        item_nbytes: bytes of a patch, where they are given rather than measured.
     """
 
     patches: int
@@ -83,6 +84,7 @@ class Sizing:
     workers: int
     length: int | None
     budget: float | int | str | None
+    item_nbytes: int | None = None
 
     @staticmethod
     def of(options: QueueOptions) -> Sizing:
@@ -137,7 +139,7 @@ class Sizing:
             ValueError: where it does not fit into memory; the message has the arithmetic.
         """
         available = available_memory() // ranks_on_this_host()
-        size = max(patch_nbytes, 1)
+        size = max(self.item_nbytes or patch_nbytes, 1)
         if self.length is not None:
             if self.slots(self.wished_length) * size > available:
                 raise ValueError(

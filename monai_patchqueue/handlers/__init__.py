@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from monai_patchqueue.handlers.priorities import PriorityHandler
 from monai_patchqueue.handlers.queue_stats import QueueStatsHandler
 
-__all__ = ["QueueStatsHandler"]
+__all__ = ["PriorityHandler", "QueueStatsHandler"]

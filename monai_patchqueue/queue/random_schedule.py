@@ -7,8 +7,8 @@ As pure as an epoch's schedule, but for ``always``, where what is there depends 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,15 @@ class Residents:
     times: tuple[int, ...] = ()
     priorities: tuple[float, ...] = ()
     highest: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, which ``torch.load(weights_only=True)`` takes."""
+        return {**asdict(self), "times": list(self.times), "priorities": list(self.priorities)}
+
+    @staticmethod
+    def from_dict(state: Mapping[str, Any]) -> Residents:
+        """What :meth:`as_dict` gave."""
+        return Residents(**{**state, "times": tuple(state["times"]), "priorities": tuple(state["priorities"])})
 
 
 @dataclass(frozen=True)
