@@ -119,12 +119,12 @@ def test_a_volume_that_takes_too_long_is_given_up_and_named(kind: str, volume: i
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_volumes_that_wait_their_turn_do_not_time_out(kind: str) -> None:
     def slow(volume: int) -> None:
-        time.sleep(0.3)
+        time.sleep(0.1)
 
-    with make_loader(Patches([2] * 6, fault=slow), 1, worker_type=kind, volume_timeout=0.8, queue_length=2) as loader:
+    with make_loader(Patches([2] * 6, fault=slow), 1, worker_type=kind, volume_timeout=0.6, queue_length=2) as loader:
         iterator = iter(loader)
         draws = drawn([next(iterator)])
-        time.sleep(1.5)  # the queue is full, workers wait
+        time.sleep(0.9)  # the queue is full, workers wait
         assert Counter(draws + drawn(iterator)) == every_patch([2] * 6)
 
 

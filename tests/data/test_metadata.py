@@ -242,10 +242,10 @@ def inverted(batch: dict[str, Any], pipeline: Compose) -> list[dict[str, Any]]:
     return [invert(patch) for patch in decollate_batch(batch)]
 
 
-WITH_SPAWN = [*WORKERS, pytest.param({"num_workers": 1, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow)]
+AND_PICKLED = [*WORKERS, pytest.param({"num_workers": 1, "multiprocessing_context": "forkserver"}, id="pickled")]
 
 
-@pytest.mark.parametrize("workers", WITH_SPAWN)
+@pytest.mark.parametrize("workers", AND_PICKLED)
 def test_patches_go_back_to_their_place_in_the_volume(workers: dict[str, Any]) -> None:
     crop = RandUniformPatchd("image", (12, 12, 14), num_samples=2)
     pipeline = Compose([RandFlipd("image", prob=0.5, spatial_axis=1), crop, RandRotate90d("image", prob=0.5)])

@@ -49,11 +49,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     records = []
     for case in range(3):
         rng = np.random.default_rng(case)
-        image = rng.integers(0, 1000, (96, 98, 100)).astype(np.int16)
+        image = rng.integers(0, 1000, (60, 58, 56)).astype(np.int16)
         affine = np.diag([1.0, 1.5, 2.0, 1.0])
         record = {"image": str(folder / f"image_{case}.nii.gz"), "label": str(folder / f"label_{case}.nii.gz")}
         nib.save(nib.Nifti1Image(image, affine), record["image"])
-        nib.save(nib.Nifti1Image(blobs(96, 98, 100, seed=case)[0], affine), record["label"])
+        nib.save(nib.Nifti1Image(blobs(60, 58, 56, seed=case)[0], affine), record["label"])
         records.append(record)
     return records
 
@@ -96,7 +96,7 @@ def expected(files: list[dict[str, str]]) -> str:
         (1, {"multiprocessing_context": "fork"}),
         (4, {"multiprocessing_context": "fork"}),
         (2, {"multiprocessing_context": "forkserver"}),
-        (2, {"multiprocessing_context": "spawn"}),
+        (1, {"multiprocessing_context": "spawn"}),
     ],
 )
 def test_a_stock_pipeline_gives_the_same_bits_with_any_workers(
