@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures that people can act on."""
 
-from .diagnosis import Advice, Diagnosis, diagnose
+from .advice import Advice
+from .diagnosis import Diagnosis, diagnose
 
 __all__ = ["Advice", "Diagnosis", "diagnose"]

@@ -1,173 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which settings would keep a consumer from waiting: candidates, and what the model says of each."""
+"""What to change so that nobody waits, in words and as arguments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..queue.settings import LoaderSettings
-from .model import StageTimes, capacities, covers_longest, deliverable, expected_starved, mixing
+from .candidates import Candidate, best, candidates, ends_waiting, without_loading
 
-__all__ = ["WELL", "Candidate", "best", "candidates", "ends_waiting", "without_loading"]
+__all__ = ["Advice", "advise", "in_one_sentence"]
 
-#: Stages need to be so much faster than the consumer for it not to wait: no volume takes the mean time.
-SPARE = 1.2
-#: A consumer that waits for a smaller share of its time is kept waiting by nobody.
-WELL = 0.05
-# Patches of a batch may come from fewer volumes than before, down to this share.
-_MIXING_KEPT = 0.8
-# More workers than that for each processor only help with storage that nobody has.
-_WORKERS_PER_CPU = 8
-_MOST_SAMPLES = 4
+# The store reads patches instead of decompressing volumes, which takes less than this share of the time.
+_STORE_TAKES = 0.1
+_ALTERNATIVES = 3
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Settings that differ from those that a loader has, with the stage times that go with them.
+class Advice:
+    """Something to change.
 
     Attributes:
-        times: of the stages.
-        settings: as changed.
-        changes: arguments of the loader with their new values.
+        text: the change in words.
+        changes: arguments of ``PatchQueueLoader`` with the values to give them. ``samples_per_volume`` is as a rule
+            the ``num_samples`` of the transform that cuts patches. Empty for a change of the pipeline.
+        starved: share of the time that the consumer would wait then, as the model has it, 0 to 1.
+        patches_per_second: what the loader would give then, as the model has it.
     """
 
-    times: StageTimes
-    settings: LoaderSettings
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def changed(self, times: StageTimes | None = None, **changes: Any) -> Candidate:
-        """The candidate with further changes."""
-        return Candidate(times or self.times, replace(self.settings, **changes), {**self.changes, **changes})
-
-    @property
-    def starved(self) -> float:
-        """Share of the consumer's time that would go by waiting."""
-        return expected_starved(self.times, self.settings)
-
-    @property
-    def patches_per_second(self) -> float:
-        """What the slowest stage, the consumer's own work included, can deliver."""
-        return deliverable(self.times, self.settings)
+    text: str
+    changes: Mapping[str, Any]
+    starved: float
+    patches_per_second: float
 
 
-Move = Callable[[Candidate], Iterator[Candidate]]
+def advise(
+    start: Candidate, starved: float, loading: float = 0.0, uneven: bool = False
+) -> tuple[tuple[Advice, ...], str]:
+    """Changes that would keep a consumer from waiting.
 
+    Args:
+        start: the loader as it is.
+        starved: share of the time that the consumer waits now.
+        loading: seconds per volume that go by in reading files.
+        uneven: it waits only for volumes that are slower than others.
 
-def candidates(start: Candidate, enough: Callable[[Candidate], bool]) -> list[Candidate]:
-    """The weakest changes that are enough, each kind of change alone before several together.
-
-    Of two that use the same kinds of changes, the weaker is given; of one that holds another, the other.
+    Returns:
+        Alternatives that keep the same promise, and that promise.
     """
-    found: list[tuple[set[Move], Candidate]] = []
-    for size in range(1, len(_MOVES) + 1):
-        for moves in combinations(_MOVES, size):
-            if any(smaller <= set(moves) for smaller, _ in found):
-                continue
-            first = next((each for each in _made(start, moves) if enough(each)), None)
-            if first is not None:
-                found.append((set(moves), first))
-    return [candidate for _, candidate in found]
+    stored = without_loading(start, (1 - _STORE_TAKES) * loading)
+
+    def ends(candidate: Candidate) -> bool:
+        return ends_waiting(candidate, uneven)
+
+    def halves(candidate: Candidate) -> bool:
+        return not uneven and candidate.starved <= 0.45 * starved
+
+    promises: Sequence[tuple[Callable[[Candidate], bool], str]] = ((ends, "end it"), (halves, "more than halve it"))
+    for enough, promise in promises:
+        found = [_to_advice(start.settings, each) for each in candidates(start, enough)][:_ALTERNATIVES]
+        if loading and enough(stored):
+            found.append(Advice("the chunked store", {}, stored.starved, stored.patches_per_second))
+        if found:
+            return tuple(found), promise
+    helping = None if uneven else best(start)
+    if helping is None:
+        return (), ""
+    rate = f"give {helping.patches_per_second / start.patches_per_second:.1f} times as many patches a second"
+    return (_to_advice(start.settings, helping),), rate
 
 
-def best(start: Candidate) -> Candidate | None:
-    """The changes that help most where none is enough; ``None`` if nothing helps by a tenth.
-
-    Of those that help about as much, the first: the one with the fewest kinds of changes, and the weakest.
-    """
-    every = [each for size in (1, 2) for moves in combinations(_MOVES, size) for each in _made(start, moves)]
-    most = max((each.patches_per_second for each in every), default=0.0)
-    if most < 1.1 * start.patches_per_second:
-        return None
-    return next(each for each in every if each.patches_per_second >= 0.97 * most)
-
-
-def ends_waiting(candidate: Candidate, uneven: bool = False) -> bool:
-    """Whether all stages are faster than the consumer, with some to spare; and for slow volumes too, if ``uneven``."""
-    times, settings = candidate.times, candidate.settings
-    if settings.num_workers == 0:
-        return False
-    rates = capacities(times, settings)
-    wanted = rates.pop("step")
-    fast = min(rates.values()) >= SPARE * wanted and candidate.starved < WELL
-    return fast and (not uneven or covers_longest(times, settings))
-
-
-def without_loading(start: Candidate, seconds: float) -> Candidate:
-    """What would be if a volume took so many seconds less to load, in processor time as far as that was spent on it."""
-    times = start.times
-    left = max(times.volume - seconds, 0.0)
-    share = left / times.volume if times.volume else 1.0
-    return Candidate(replace(times, volume=left, volume_cpu=times.volume_cpu * share), start.settings)
-
-
-def _made(start: Candidate, moves: Sequence[Move]) -> Iterator[Candidate]:
-    if not moves:
-        yield start
-        return
-    for candidate in moves[0](start):
-        yield from _made(candidate, moves[1:])
-
-
-def _keep_workers(start: Candidate) -> Iterator[Candidate]:
-    if not start.settings.persistent_workers and start.settings.num_workers:
-        yield start.changed(persistent_workers=True)
-
-
-def _processes(start: Candidate) -> Iterator[Candidate]:
-    """Workers that do not share an interpreter; of a thread's time, some was waiting for the others to let go of it."""
-    settings, times = start.settings, start.times
-    if settings.worker_type != "thread" or not settings.num_workers:
-        return
-    others = (settings.num_workers - 1) * times.volume_cpu
-    alone = max(times.volume - others, times.volume_cpu)
-    yield start.changed(replace(times, volume=alone), worker_type="process")
-
-
-def _item_transform_in_workers(start: Candidate) -> Iterator[Candidate]:
-    """Each patch is drawn once, so that it makes no difference when it is transformed."""
-    settings, times = start.settings, start.times
-    if settings.item_transform is None or settings.patch_transform is not None or settings.repeats > 1:
-        return
-    if not times.item_transform:
-        return
-    computing = min(times.consumer_cpu / (times.assembly + times.step), 1.0)
-    each = times.item_transform / settings.batch_size
-    moved = replace(
-        times,
-        assembly=times.assembly - times.item_transform,
-        item_transform=0.0,
-        consumer_cpu=times.consumer_cpu - computing * times.item_transform,
-        patch=times.patch + each,
-        patch_cpu=times.patch_cpu + computing * each,
+def _to_advice(before: LoaderSettings, candidate: Candidate) -> Advice:
+    return Advice(
+        _in_words(before, candidate.changes), dict(candidate.changes), candidate.starved, candidate.patches_per_second
     )
-    yield start.changed(moved, patch_transform=settings.item_transform, item_transform=None)
 
 
-def _more_samples(start: Candidate) -> Iterator[Candidate]:
-    """More patches of each volume, from a queue that holds as many volumes as before, if memory allows."""
-    settings = start.settings
-    if settings.fixed_samples or settings.samples_per_volume != int(settings.samples_per_volume):
-        return
-    for times in range(2, _MOST_SAMPLES + 1):
-        samples = times * int(settings.samples_per_volume)
-        for length in (times * settings.queue_length, settings.queue_length):
-            more = start.changed(samples_per_volume=samples, queue_length=length)
-            fits = more.settings.slab_bytes() <= settings.memory
-            if fits and mixing(more.settings) >= _MIXING_KEPT * mixing(settings):
-                yield more
-                break
+def _in_words(before: LoaderSettings, changes: Mapping[str, Any]) -> str:
+    words = []
+    if "num_workers" in changes:
+        more = changes["num_workers"] - before.num_workers
+        words.append(f"{more} {'more ' if before.num_workers else ''}worker{'s' if more > 1 else ''}")
+    if "samples_per_volume" in changes:
+        words.append(f"samples_per_volume {before.samples_per_volume:g} → {changes['samples_per_volume']}")
+        if changes["queue_length"] != before.queue_length:
+            words[-1] += f" with queue_length {before.queue_length} → {changes['queue_length']}"
+    if "patch_transform" in changes:
+        words.append("item_transform as patch_transform (in the workers)")
+    if "worker_type" in changes:
+        words.append("worker_type='process' instead of threads")
+    if "persistent_workers" in changes:
+        words.append("persistent_workers=True")
+    return " and ".join(words)
 
 
-def _more_workers(start: Candidate) -> Iterator[Candidate]:
-    settings = start.settings
-    for workers in range(settings.num_workers + 1, min(settings.volumes, int(_WORKERS_PER_CPU * settings.cpus)) + 1):
-        more = start.changed(num_workers=workers)
-        if more.settings.slab_bytes() > settings.memory:
-            return
-        yield more
-
-
-_MOVES: tuple[Move, ...] = (_keep_workers, _processes, _item_transform_in_workers, _more_workers, _more_samples)
+def in_one_sentence(advice: Sequence[Advice], promise: str) -> str:
+    """Alternatives, and what each would do."""
+    *others, last = [each.text for each in advice]
+    comma = "," if len(others) > 1 else ""
+    return f"{', '.join(others)}{comma} or {last} would {promise}." if others else f"{last} would {promise}."

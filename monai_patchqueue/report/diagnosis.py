@@ -3,42 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from ..queue.settings import LoaderSettings
 from ..queue.stats import QueueStats
-from .advice import WELL, Candidate, best, candidates, ends_waiting, without_loading
+from .advice import Advice, advise, in_one_sentence
+from .candidates import WELL, Candidate
 from .model import StageTimes, capacities, deliverable
 
-__all__ = ["Advice", "Diagnosis", "diagnose", "stage_times"]
+__all__ = ["Diagnosis", "diagnose", "stage_times"]
 
 # Fewer batches than that say little.
 _FEW_BATCHES = 8
 # A stage this much faster than the slowest is about as slow: whoever speeds up one of them meets the other.
 _NEARLY = 1.25
-# The store reads patches instead of decompressing volumes, which takes less than this share of the time.
-_STORE_TAKES = 0.1
-_ALTERNATIVES = 3
-
-
-@dataclass(frozen=True)
-class Advice:
-    """Something to change.
-
-    Attributes:
-        text: the change in words.
-        changes: arguments of ``PatchQueueLoader`` with the values to give them. ``samples_per_volume`` is as a rule
-            the ``num_samples`` of the transform that cuts patches. Empty for a change of the pipeline.
-        starved: share of the time that the consumer would wait then, as the model has it, 0 to 1.
-        patches_per_second: what the loader would give then, as the model has it.
-    """
-
-    text: str
-    changes: Mapping[str, Any]
-    starved: float
-    patches_per_second: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +36,7 @@ class Diagnosis:
     text: str
     starved: float
     causes: Sequence[str] = ()
-    advice: Sequence[Advice] = field(default_factory=tuple)
+    advice: Sequence[Advice] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -94,12 +73,10 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
     start = Candidate(times, settings)
     causes = _causes(stats, start)
     text = f"starved {_percent(starved)} of the time: {' and '.join(causes.values())}."
-    advice, promise = _advice(stats, start, starved, uneven="uneven" in causes)
-    if advice:
-        text += f" {_either([each.text for each in advice])} would {promise}."
-    else:
-        text += " No setting of the loader would help."
-    return Diagnosis(text, starved, tuple(causes), tuple(advice))
+    loading = sum(seconds for name, seconds in stats.transform_seconds.items() if name.startswith("Load"))
+    advice, promise = advise(start, starved, loading, uneven="uneven" in causes)
+    text += f" {in_one_sentence(advice, promise)}" if advice else " No setting of the loader would help."
+    return Diagnosis(text, starved, tuple(causes), advice)
 
 
 def stage_times(stats: QueueStats, settings: LoaderSettings) -> StageTimes:
@@ -186,59 +163,6 @@ def _most(seconds: Mapping[str, float], words: Mapping[str, str]) -> tuple[str, 
     ordered = sorted(seconds, key=seconds.__getitem__, reverse=True)
     named = [name for name in ordered[:2] if seconds[name] * 2 >= seconds[ordered[0]]]
     return ordered[0], " and ".join(f"{_percent(seconds[name] / total)} in {words.get(name, name)}" for name in named)
-
-
-def _advice(stats: QueueStats, start: Candidate, starved: float, uneven: bool) -> tuple[list[Advice], str]:
-    """Alternatives that keep the same promise, and that promise."""
-    loading = sum(seconds for name, seconds in stats.transform_seconds.items() if name.startswith("Load"))
-    stored = without_loading(start, (1 - _STORE_TAKES) * loading)
-
-    def ends(candidate: Candidate) -> bool:
-        return ends_waiting(candidate, uneven)
-
-    def halves(candidate: Candidate) -> bool:
-        return not uneven and candidate.starved <= 0.45 * starved
-
-    promises: Sequence[tuple[Callable[[Candidate], bool], str]] = ((ends, "end it"), (halves, "more than halve it"))
-    for enough, promise in promises:
-        found = [_to_advice(start.settings, each) for each in candidates(start, enough)][:_ALTERNATIVES]
-        if loading and enough(stored):
-            found.append(Advice("the chunked store", {}, stored.starved, stored.patches_per_second))
-        if found:
-            return found, promise
-    helping = None if uneven else best(start)
-    if helping is None:
-        return [], ""
-    rate = f"give {helping.patches_per_second / start.patches_per_second:.1f} times as many patches a second"
-    return [_to_advice(start.settings, helping)], rate
-
-
-def _to_advice(before: LoaderSettings, candidate: Candidate) -> Advice:
-    return Advice(
-        _in_words(before, candidate.changes), dict(candidate.changes), candidate.starved, candidate.patches_per_second
-    )
-
-
-def _in_words(before: LoaderSettings, changes: Mapping[str, Any]) -> str:
-    words = []
-    if "num_workers" in changes:
-        more = changes["num_workers"] - before.num_workers
-        words.append(f"{more} {'more ' if before.num_workers else ''}worker{'s' if more > 1 else ''}")
-    if "samples_per_volume" in changes:
-        words.append(f"samples_per_volume {before.samples_per_volume:g} → {changes['samples_per_volume']}")
-        if changes["queue_length"] != before.queue_length:
-            words[-1] += f" with queue_length {before.queue_length} → {changes['queue_length']}"
-    if "patch_transform" in changes:
-        words.append("item_transform as patch_transform (in the workers)")
-    if "worker_type" in changes:
-        words.append("worker_type='process' instead of threads")
-    if "persistent_workers" in changes:
-        words.append("persistent_workers=True")
-    return " and ".join(words)
-
-
-def _either(texts: Sequence[str]) -> str:
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])}{',' if len(texts) > 2 else ''} or {texts[-1]}"
 
 
 def _percent(share: float) -> str:
