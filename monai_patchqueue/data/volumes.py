@@ -35,7 +35,9 @@ __all__ = [
     "SamplesPerVolume",
     "count_patches",
     "file_suffix",
+    "gives_a_list",
     "grid_patch_count",
+    "holder_of",
     "record_name",
     "sample_count_holder",
     "stages_after_sampling",
@@ -59,7 +61,7 @@ _ONE_ITEM = (
 )
 
 
-def _locate(dataset: Any, index: int) -> tuple[Any, int]:
+def holder_of(dataset: Any, index: int) -> tuple[Any, int]:
     """The dataset that holds a volume's record, and the record's index there."""
     while True:
         if isinstance(dataset, Subset):
@@ -76,7 +78,7 @@ def _locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 def volume_record(dataset: Any, index: int) -> Any:
     """A volume's record as it is before any transform; ``None`` where the dataset does not show it."""
-    holder, place = _locate(dataset, index)
+    holder, place = holder_of(dataset, index)
     data = getattr(holder, "data", None)
     try:
         return data[place] if data is not None else None
@@ -182,7 +184,7 @@ def _from_transforms(dataset: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
             f"{type(dataset).__name__} does not show how many patches a volume gives (it has no 'transform'): pass "
             "samples_per_volume, 1 if each item is one patch."
         )
-    samplers = [t for t in _flatten(dataset.transform) if _gives_a_list(t)]
+    samplers = [t for t in _flatten(dataset.transform) if gives_a_list(t)]
     if len(samplers) > 1:
         names = " and ".join(type(t).__name__ for t in samplers)
         raise ValueError(
@@ -201,7 +203,8 @@ def _flatten(transform: Any) -> Iterator[Any]:
         yield transform
 
 
-def _gives_a_list(transform: Any) -> bool:
+def gives_a_list(transform: Any) -> bool:
+    """Whether a transform takes several patches of a volume and gives them as a list."""
     if isinstance(transform, SplitDimd):
         return bool(transform.list_output)
     return isinstance(transform, MultiSampleTrait) and not isinstance(transform, _ONE_ITEM)
@@ -229,7 +232,7 @@ def _count_holder(sampler: Any) -> Any:
 
 def sample_count_holder(dataset: Any) -> Any:
     """The object whose ``num_samples`` decides how many patches a volume gives; ``None`` where no one number does."""
-    samplers = [stage for stage in pipeline_stages(dataset).values() if _gives_a_list(stage)]
+    samplers = [stage for stage in pipeline_stages(dataset).values() if gives_a_list(stage)]
     holder = _count_holder(samplers[0]) if len(samplers) == 1 else None
     number = getattr(holder, "num_samples", None)
     return holder if isinstance(number, (int, np.integer)) else None
@@ -239,7 +242,7 @@ def stages_after_sampling(dataset: Any) -> tuple[str, ...]:
     """Names of the transforms that are applied to each patch, after the one that cuts patches."""
     stages = pipeline_stages(dataset)
     names = list(stages)
-    places = [place for place, stage in enumerate(stages.values()) if _gives_a_list(stage)]
+    places = [place for place, stage in enumerate(stages.values()) if gives_a_list(stage)]
     return tuple(names[places[0] + 1 :]) if len(places) == 1 else ()
 
 
