@@ -250,6 +250,23 @@ def test_a_copy_and_what_comes_out_of_a_pickle_give_the_same_batches(copied: Any
         each.teardown()
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_training_goes_on_in_mid_epoch(balanced: bool) -> None:
+    def make() -> Any:
+        module = make_module(7, balance_sampler_by_class=balanced, class_key="class", parallel=1)
+        return module.train_dataloader()
+
+    with make() as loader:
+        whole = [digest([batch]) for _ in range(2) for batch in loader]
+    with make() as loader:
+        batches = (digest([batch]) for _ in range(2) for batch in loader)
+        begun = [next(batches) for _ in range(len(loader) + 3)]
+        state = loader.state_dict()
+    with make() as loader:
+        loader.load_state_dict(state)
+        assert begun + [digest([batch]) for batch in loader] == whole
+
+
 @pytest.mark.parametrize("train_loader", ["queue", "plain"])
 def test_ranks_draw_balanced_and_step_together(train_loader: Any, tmp_path: Path) -> None:
     counts = [1, 7, 3, 3, 1, 1, 4]
