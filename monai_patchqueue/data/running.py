@@ -121,7 +121,7 @@ class RunningQueue(ABC):
         if batch.handover is not None:
             batch.handover()
         self.batches += 1
-        self._recorder.delivered(requested, batch.volumes, batch.new)
+        self._recorder.delivered(requested, batch.volumes, batch.new, batch.age)
         return batch.content
 
     def probe(self) -> SlabLayout:

@@ -47,6 +47,7 @@ class QueueStatsHandler:
     ``volumes_per_second``       volumes/s  prepared
     ``volumes_per_batch``        volumes    that meet in a batch, on average
     ``reuse``                    draws      of a patch, on average
+    ``age``                      batches    that what is drawn has been in a random queue, on average
     ``seconds``                  s          of epochs under way, which rates and shares refer to
     ``wait_seconds``             s          waited for a batch, on average
     ``last_wait_seconds``        s          waited for the last batch

@@ -35,6 +35,7 @@ class Recorder:
         self._assembly = dict.fromkeys(_ASSEMBLY, 0.0)
         self._patches = 0
         self._new = 0  # patches drawn for the first time
+        self._age = 0  # batches that they had been in a random queue
         self._mixed = 0  # volumes in batches
         self._counts = np.zeros(0, np.int64)
         self._failures = np.zeros(0, np.int64)
@@ -119,10 +120,11 @@ class Recorder:
                 self._stepped += now - self._mark
         return now
 
-    def delivered(self, requested: float, volumes: Mapping[int, int], new: int | None = None) -> None:
+    def delivered(self, requested: float, volumes: Mapping[int, int], new: int | None = None, age: int = 0) -> None:
         """The consumer has got the batch it asked for, with so many patches of each volume.
 
-        ``new`` of them were never drawn before; by default all of them.
+        ``new`` of them were never drawn before; by default all of them. Together they had been in the queue for ``age``
+        batches.
         """
         now = time.perf_counter()
         patches = sum(volumes.values())
@@ -131,6 +133,7 @@ class Recorder:
             self._patches += patches
             self._drawn += patches
             self._new += patches if new is None else new
+            self._age += age
             self._mixed += len(volumes)
             self._counts = _grown(self._counts, max(volumes, default=-1))
             for volume, count in volumes.items():
@@ -187,6 +190,7 @@ class Recorder:
                 volumes_per_second=self._volumes / elapsed if elapsed else 0.0,
                 volumes_per_batch=self._mixed / self._batches if self._batches else 0.0,
                 reuse=patches / self._new if self._new else 0.0,
+                age=self._age / patches if patches else 0.0,
                 seconds=elapsed,
                 wait_seconds=self._wait / self._batches if self._batches else 0.0,
                 last_wait_seconds=self._last_wait,

@@ -21,7 +21,8 @@ __all__ = ["BackgroundRunner", "Batch", "InlineRunner", "Runner"]
 
 
 class Batch(NamedTuple):
-    """A finished batch, with the number of its patches that come from each volume, and how many were drawn first here.
+    """A finished batch, with the number of its patches that come from each volume, how many were drawn first here, and
+    for how many batches all of them together had been in a random queue.
 
     ``handover`` is to be called by the consumer's thread before it uses the batch.
     """
@@ -29,6 +30,7 @@ class Batch(NamedTuple):
     content: Any
     volumes: Counter[int]
     new: int
+    age: int
     handover: Callable[[], None] | None
 
 
@@ -52,7 +54,8 @@ class Runner(ABC):
         self.queue.drawn(patches)
         self._batches += 1
         volumes = Counter(patch.ticket.volume for patch in patches)
-        return Batch(content, volumes, sum(patch.draw.first for patch in patches), handover)
+        new, age = sum(patch.draw.first for patch in patches), sum(patch.draw.age for patch in patches)
+        return Batch(content, volumes, new, age, handover)
 
     @abstractmethod
     def open(

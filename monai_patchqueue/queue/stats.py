@@ -57,6 +57,7 @@ class QueueStats:
         volumes_per_second: volumes prepared per second of the same time.
         volumes_per_batch: mean number of volumes that meet in a batch.
         reuse: draws of a patch on average, before others take its place.
+        age: mean number of batches that what was drawn had been in a :class:`RandomQueueDataset`; 0 for other queues.
         seconds: that time: epochs under way.
         wait_seconds: mean time that the consumer waited for a batch.
         last_wait_seconds: time that it waited for the last batch.
@@ -108,6 +109,7 @@ class QueueStats:
     volumes_per_second: float = 0.0
     volumes_per_batch: float = 0.0
     reuse: float = 0.0
+    age: float = 0.0
     seconds: float = 0.0
     wait_seconds: float = 0.0
     last_wait_seconds: float = 0.0

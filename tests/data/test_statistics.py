@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
+from monai_patchqueue import RandomQueueDataset
 from monai_patchqueue.queue.slab import SlabHandle
 from tests.pipelines import Patches, SlowCounts, drawn, make_loader
 
@@ -135,6 +137,17 @@ def test_reuse_and_mixing_are_counted() -> None:
         list(loader)
         assert loader.stats().reuse == 1
         assert loader.stats().volumes_per_batch == 4
+
+
+def test_the_age_of_what_is_drawn_is_counted() -> None:
+    items = [{"image": torch.zeros(1, 4)} for _ in range(8)]
+    with RandomQueueDataset(items, num_workers=0, batch_size=4, queue_length=4, epoch_length=4) as queue:
+        assert queue.stats().age == 0
+        list(queue)  # all items there are in each batch, and one of them is new
+        assert queue.stats().age == (0 + 0 + 0 + 0 + 1 + 1 + 1 + 0 + 2 + 2 + 1 + 0 + 3 + 2 + 1 + 0) / 16
+    with make_loader([4] * 3, batch_size=4) as loader:
+        list(loader)
+        assert loader.stats().age == 0
 
 
 def test_what_the_sampler_asked_for_is_known() -> None:
