@@ -60,7 +60,7 @@ class GridPieces(Dataset[Any]):
                 f"{piece.count} were announced. Correct samples_per_volume; transforms that change a volume's size at "
                 "random do not go with a grid."
             )
-        patches = self.grid.take(volume, piece.first, piece.stop)
+        patches = self.grid(volume, first=piece.first, stop=piece.stop)
         shared = {
             "volume": piece.volume,
             "shape": np.array(grid.shape),

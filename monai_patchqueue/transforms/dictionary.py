@@ -214,14 +214,17 @@ class GridPatchSamplesd(PatchTransformd):
         """How many patches a volume of this spatial shape gives."""
         return self.cropper.count(shape)
 
-    def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
-        """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
-        return self.take(data, lazy=lazy)
-
-    def take(
-        self, data: Item, first: int = 0, stop: int | None = None, lazy: bool | None = None
+    def __call__(
+        self, data: Item, lazy: bool | None = None, first: int = 0, stop: int | None = None
     ) -> list[dict[Hashable, Any]]:
-        """Take the patches ``first`` to ``stop`` - 1 of an item, by their number in the grid."""
+        """Take patches of an item; see :class:`PatchTransformd` for what they hold.
+
+        Args:
+            data: the item.
+            lazy: overrides the constructor's ``lazy``.
+            first: number of the first patch to take.
+            stop: number of the one after the last; None: all that follow.
+        """
         lazy_ = self.lazy if lazy is None else lazy
         data = self._current(data, lazy_)
         geometry = self._geometry(data)
