@@ -64,8 +64,9 @@ class PatchAggregator:
             with ``"crop"``, that of the outputs.
         device: where sums are made, and where volumes in memory lie.
         output_dir: write volumes to files in this folder instead of memory. Names begin with the volume's number.
-        output_format: ``"npy"``: files that are mapped into memory, and given back as MetaTensors over them;
-            ``"zarr"``: arrays given back as :class:`LazyVolume` (needs the extra ``zarr``).
+        output_format: ``"npy"`` or ``"nii"`` (NIfTI, with the affine): uncompressed files that are mapped into memory,
+            and given back as MetaTensors over them; ``"zarr"``: arrays given back as :class:`LazyVolume` (needs the extra
+            ``zarr``).
         meta_key: key of the batch that has the volumes' metadata.
 
     Raises:
@@ -240,7 +241,9 @@ class PatchAggregator:
             if under_way.file is None:
                 under_way.output = MemoryOutput(shape, dtype, self.device)
             else:
-                under_way.output = FORMATS[self.output_format](under_way.file, shape, dtype)
+                under_way.output = FORMATS[self.output_format](
+                    under_way.file, shape, dtype, under_way.meta[MetaKeys.AFFINE]
+                )
         under_way.output.write(first, stop, rows.to(dtype))
 
     @staticmethod

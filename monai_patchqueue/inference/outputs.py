@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where finished volumes lie: in memory, in a memory-mapped .npy file, or in a zarr array."""
+"""Where finished volumes lie: in memory, in a memory-mapped .npy or NIfTI file, or in a zarr array."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -15,9 +16,10 @@ from monai.utils import MetaKeys, optional_import
 from ..io.lazy import LazyVolume
 from ..io.scaling import Scaling
 
-__all__ = ["FORMATS", "MemoryOutput", "NpyOutput", "Output", "ZarrOutput"]
+__all__ = ["FORMATS", "MemoryOutput", "NiftiOutput", "NpyOutput", "Output", "ZarrOutput"]
 
 Meta = dict[Any, Any]
+_NIFTI_OFFSET = 352
 
 
 class Output(Protocol):
@@ -51,20 +53,13 @@ class MemoryOutput:
         return MetaTensor(self._values, meta=meta)
 
 
-class NpyOutput:
-    """A .npy file, mapped into memory.
+class _MappedOutput:
+    """A file that is mapped into memory."""
 
-    Args:
-        file: to be written; its folder is made.
-        shape: [C, *spatial].
-        dtype: of the values.
-    """
-
-    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.unlink(missing_ok=True)  # an older volume that is still mapped keeps its file
+    def __init__(self, file: Path, mapped: np.memmap[Any, Any], values: np.ndarray[Any, Any]) -> None:
         self._file = file
-        self._values = np.lib.format.open_memmap(file, mode="w+", dtype=_numpy_dtype(dtype), shape=shape)
+        self._mapped = mapped
+        self._values = values  # the same, with channels first
 
     def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
         """Write finished rows into the file."""
@@ -72,8 +67,46 @@ class NpyOutput:
 
     def volume(self, meta: Meta) -> MetaTensor:
         """The volume, whose voxels are read from the file when they are used."""
-        self._values.flush()
+        self._mapped.flush()
         return MetaTensor(torch.from_numpy(self._values), meta={**meta, MetaKeys.SAVED_TO: str(self._file)})
+
+
+class NpyOutput(_MappedOutput):
+    """A .npy file.
+
+    Args:
+        file: to be written; its folder is made.
+        shape: [C, *spatial].
+        dtype: of the values.
+        affine: of no use here.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype, affine: torch.Tensor) -> None:
+        _make_way(file)
+        mapped = np.lib.format.open_memmap(file, mode="w+", dtype=_numpy_dtype(dtype), shape=shape)
+        super().__init__(file, mapped, mapped)
+
+
+class NiftiOutput(_MappedOutput):
+    """An uncompressed .nii file; several channels are its fourth axis or the one after, as MONAI's writers have it.
+
+    Args:
+        file: to be written; its folder is made.
+        shape: [C, *spatial].
+        dtype: of the values.
+        affine: float64 of shape [4, 4].
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype, affine: torch.Tensor) -> None:
+        _make_way(file)
+        channels, *spatial = shape
+        stored = (*spatial, *[1] * (3 - len(spatial)), *([channels] if channels > 1 else []))
+        image = nib.Nifti1Image(np.broadcast_to(np.zeros((), _numpy_dtype(dtype)), stored), affine.numpy())
+        image.header.set_xyzt_units("mm")
+        image.header["vox_offset"] = _NIFTI_OFFSET
+        file.write_bytes(image.header.binaryblock.ljust(_NIFTI_OFFSET, b"\0"))
+        mapped = np.memmap(file, _numpy_dtype(dtype), "r+", _NIFTI_OFFSET, stored, "F")
+        super().__init__(file, mapped, np.moveaxis(mapped.reshape((*spatial, channels), order="F"), -1, 0))
 
 
 class ZarrOutput:
@@ -83,9 +116,10 @@ class ZarrOutput:
         file: the array's folder.
         shape: [C, *spatial].
         dtype: of the values.
+        affine: float64 of shape [4, 4].
     """
 
-    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype, affine: torch.Tensor) -> None:
         zarr, found = optional_import("zarr")
         if not found:
             raise ImportError("zarr arrays are written by the package zarr: pip install 'monai_patchqueue[zarr]'.")
@@ -94,6 +128,7 @@ class ZarrOutput:
         self._values = zarr.open_array(
             str(file), mode="w", shape=shape, chunks=chunks, dtype=_numpy_dtype(dtype).name, fill_value=0
         )
+        self._values.attrs["affine"] = affine.tolist()
 
     def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
         """Write finished rows into their chunks."""
@@ -101,11 +136,20 @@ class ZarrOutput:
 
     def volume(self, meta: Meta) -> LazyVolume:
         """The volume, of which the parts that are asked for are read."""
-        self._values.attrs["affine"] = meta[MetaKeys.AFFINE].tolist()
         return LazyVolume(self._values, Scaling(), {**meta, MetaKeys.SAVED_TO: str(self._file)}, channel_axis=0)
 
 
-FORMATS: dict[str, Callable[[Path, tuple[int, ...], torch.dtype], Output]] = {"npy": NpyOutput, "zarr": ZarrOutput}
+FORMATS: dict[str, Callable[[Path, tuple[int, ...], torch.dtype, torch.Tensor], Output]] = {
+    "npy": NpyOutput,
+    "nii": NiftiOutput,
+    "zarr": ZarrOutput,
+}
+
+
+def _make_way(file: Path) -> None:
+    """Make a file's folder; an older volume that is still mapped keeps its file, under no name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import Dataset, MetaTensor
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import LoadImage, SaveImage
 from scipy.signal.windows import hann
 
 from monai_patchqueue import GridPatchLoader, GridPatchSamplesd, LazyVolume, PatchAggregator
@@ -32,6 +34,13 @@ def aggregated(loader: GridPatchLoader, aggregator: PatchAggregator, network: An
         whole = [volume for batch in loader for volume in aggregator.add(network(batch["image"]), batch)]
     aggregator.finish()
     return whole
+
+
+def oblique() -> torch.Tensor:
+    """An affine that is turned about the last axis."""
+    turn = np.deg2rad(20)
+    rows = [[np.cos(turn), -np.sin(turn), 0, 3], [np.sin(turn), np.cos(turn), 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 axes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 8))
@@ -151,7 +160,7 @@ def test_many_classes_get_a_dtype_that_can_number_them() -> None:
     assert (volume == 299).all()
 
 
-@pytest.mark.parametrize("output_format", ["npy", "zarr"])
+@pytest.mark.parametrize("output_format", ["npy", "nii", "zarr"])
 def test_files_hold_what_memory_holds(tmp_path: Path, output_format: str) -> None:
     if output_format == "zarr":
         pytest.importorskip("zarr")
@@ -169,12 +178,30 @@ def test_files_hold_what_memory_holds(tmp_path: Path, output_format: str) -> Non
     for stored, volume in zip(on_disk, in_memory, strict=True):
         assert np.array_equal(stored[:], volume.numpy())
         assert np.array_equal(stored.affine, volume.affine)
-        assert isinstance(stored, MetaTensor if output_format == "npy" else LazyVolume)
+        assert isinstance(stored, LazyVolume if output_format == "zarr" else MetaTensor)
         assert stored.meta["filename_or_obj"] == volume.meta["filename_or_obj"]
         path = Path(stored.meta["saved_to"])
         assert path.exists()
         if output_format == "npy":
             assert np.array_equal(np.load(path, mmap_mode="r"), volume.numpy())
+        if output_format == "nii":
+            assert np.array_equal(nib.load(path).get_fdata(), volume.numpy()[0])
+            assert np.array_equal(nib.load(path).affine, volume.affine)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((12, 9, 8), 1), ((12, 9, 8), 3), ((12, 9), 2)])
+def test_nifti_files_are_as_monais_writers_make_them(tmp_path: Path, shape: tuple[int, ...], channels: int) -> None:
+    item = {"image": MetaTensor(numbered(*shape, channels=channels).astype(np.float32), affine=oblique())}
+    loader = GridPatchLoader(Dataset([item]), GridPatchSamplesd("image", 8, overlap=4), batch_size=3)
+    (whole,) = aggregated(loader, PatchAggregator("crop", output_dir=tmp_path, output_format="nii"))
+    assert np.array_equal(whole.numpy(), item["image"])
+    SaveImage(tmp_path, "theirs", ".nii", separate_folder=False, resample=False, print_log=False)(item["image"])
+    ours, theirs = nib.load(tmp_path / "0000_volume.nii"), nib.load(tmp_path / "0_theirs.nii")
+    assert np.array_equal(np.squeeze(ours.get_fdata()), np.squeeze(theirs.get_fdata()))
+    np.testing.assert_allclose(ours.affine, theirs.affine)
+    assert np.array_equal(
+        LoadImage()(tmp_path / "0000_volume.nii").affine, LoadImage()(tmp_path / "0_theirs.nii").affine
+    )
 
 
 def test_a_volume_that_is_still_mapped_outlives_the_next_epochs_file(tmp_path: Path) -> None:
@@ -187,11 +214,7 @@ def test_a_volume_that_is_still_mapped_outlives_the_next_epochs_file(tmp_path: P
 
 def test_volumes_have_the_affine_and_metadata_that_they_had_before_their_patches_were_taken() -> None:
     volume = meta(numbered(19, 14, 9).astype(np.float32))
-    turn = np.deg2rad(20)
-    oblique = torch.tensor(
-        [[np.cos(turn), -np.sin(turn), 0, 3], [np.sin(turn), np.cos(turn), 0, 4], [0, 0, 2, 5], [0, 0, 0, 1]]
-    )
-    volume.affine = oblique.double()
+    volume.affine = oblique()
     grid = GridPatchSamplesd("image", 8, overlap=4, pad_overlap=True)
     (whole,) = aggregated(GridPatchLoader(Dataset([{"image": volume}]), grid, batch_size=4), PatchAggregator())
     assert isinstance(whole, MetaTensor)
@@ -264,7 +287,7 @@ def test_outputs_that_do_not_fit_are_refused(batches: list[dict[str, Any]]) -> N
     ("arguments", "message"),
     [
         ({"mode": "gauss"}, "expected one of constant, average, gaussian, hann, crop"),
-        ({"output_format": "nrrd"}, "expected one of npy, zarr"),
+        ({"output_format": "nrrd"}, "expected one of npy, nii, zarr"),
         ({"activation": "relu"}, "expected 'softmax', 'sigmoid' or something callable"),
         ({"argmax": True, "threshold": 0.5}, "exclude each other"),
     ],
