@@ -65,8 +65,8 @@ class PatchAggregator:
         device: where sums are made, and where volumes in memory lie.
         output_dir: write volumes to files in this folder instead of memory. Names begin with the volume's number.
         output_format: ``"npy"`` or ``"nii"`` (NIfTI, with the affine): uncompressed files that are mapped into memory,
-            and given back as MetaTensors over them; ``"zarr"``: arrays given back as :class:`LazyVolume` (needs the extra
-            ``zarr``).
+            and given back as MetaTensors over them; ``"zarr"``: arrays given back as :class:`LazyVolume` (needs the
+            extra ``zarr``).
         meta_key: key of the batch that has the volumes' metadata.
 
     Raises:
