@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
 from ..queue.cpus import available_cpus
 from ..queue.memory import ranks_on_this_host
@@ -147,15 +147,13 @@ class PatchDataModule(LightningKind):
 
     def _take_up(self, pipeline: PartPipeline) -> None:
         """Datasets with these transforms, the numbers of patches that volumes then give, and their weights."""
-        self._datasets = SplitDatasets(self.splits, pipeline, self.cache_samples, self.progress)
+        datasets = SplitDatasets(self.splits, pipeline, self.cache_samples, self.progress)
         names = splits_of_stage("fit", list(self.splits)) if self._balancing else ["train"]
-        self._counts = {name: self._count(name) for name in names}
-        self._weights = {
-            name: self._balancing.weights(self.splits[name], counts) for name, counts in self._counts.items()
-        }
+        counts = {name: self._count(name, datasets.uncached(name)) for name in names}
+        weights = {name: self._balancing.weights(self.splits[name], counts[name]) for name in names}
+        self._datasets, self._counts, self._weights = datasets, counts, weights
 
-    def _count(self, name: str) -> list[int]:
-        dataset = self._datasets.uncached(name)
+    def _count(self, name: str, dataset: ConcatDataset[Any]) -> list[int]:
         if self.train_loader == "plain" and not self._balancing:
             return [1] * len(dataset)
         counts: list[int] = count_patches(dataset, self.samples_per_volume if name == "train" else None).tolist()
@@ -187,9 +185,10 @@ class PatchDataModule(LightningKind):
 
     @model_transforms.setter
     def model_transforms(self, transforms: Transforms) -> None:
-        pipeline = PartPipeline(transforms, self._datasets.pipeline.train_transforms)
-        self.teardown()
-        self._take_up(pipeline)
+        before = self._datasets
+        self._take_up(PartPipeline(transforms, before.pipeline.train_transforms))
+        self._close_loaders()
+        before.drop(*self.splits)
 
     def set_chunk_size(self, batch_size: int, batch_chunk_count: int) -> None:
         """Choose the size of batches, and in how many chunks they come; loaders made from now on heed it.
@@ -263,10 +262,13 @@ class PatchDataModule(LightningKind):
         Loaders that are still held can be used all the same; they load each volume anew.
         """
         names = splits_of_stage(stage, list(self.splits))
-        for loader in list(self._loaders) if "train" in names else ():
+        if "train" in names:
+            self._close_loaders()
+        self._datasets.drop(*names)
+
+    def _close_loaders(self) -> None:
+        for loader in list(self._loaders):
             loader.close()
-        for name in names:
-            self._datasets.drop(name)
 
     def check_split(self, limit: int = 1) -> list[SampleReport]:
         """Load the first samples of each database of each split, and say what they look like or what went wrong.

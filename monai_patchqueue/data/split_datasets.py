@@ -45,7 +45,8 @@ class PartPipeline:
 
     def _compose(self, part: SplitPart) -> Compose:
         first = _loading(part.loader)
-        steps = [*map(_Deterministic.unless_known, (*first.transforms, *self.model_transforms))]
+        shared = Compose([*first.transforms, *self.model_transforms]).flatten().transforms
+        steps = [*map(_Deterministic.unless_known, shared)]
         if part.split == "train":
             steps += self.train_transforms
         return Compose(
@@ -142,13 +143,13 @@ class SplitDatasets:
             self._made[name] = ConcatDataset(caches) if caches else self.uncached(name)
         return self._made[name]
 
-    def drop(self, name: str) -> None:
-        """Give a split's cache back, whoever still holds the dataset: it loads what it is asked for then."""
-        dataset = self._made.pop(name, None)
-        for part in dataset.datasets if dataset is not None else ():
-            if isinstance(part, CacheDataset):
-                part.set_num = 0
-                part.set_data(part.data)
+    def drop(self, *names: str) -> None:
+        """Give splits' caches back, whoever still holds their datasets: these load what they are asked for then."""
+        made = [self._made.pop(name) for name in names if name in self._made]
+        for cache in (part for dataset in made for part in dataset.datasets):
+            if isinstance(cache, CacheDataset):
+                cache.set_num = 0
+                cache.set_data(cache.data)
 
 
 class _PartCache(CacheDataset):

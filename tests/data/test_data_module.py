@@ -197,6 +197,15 @@ def test_model_transforms_follow_the_loader_in_all_splits_and_can_be_chosen_anew
     assert module.model_transforms == (add, add)
 
 
+def test_model_transforms_that_cannot_work_leave_the_module_as_it_was() -> None:
+    module = make_module(3, batch_size=4)
+    before = numbers(module.train_dataloader())
+    with pytest.raises(ValueError, match="nest"):
+        module.model_transforms = crop(2)
+    assert module.model_transforms == ()
+    assert numbers(module.train_dataloader()) == before
+
+
 def test_the_numbers_of_patches_follow_the_transforms() -> None:
     module = make_module(3, train_transforms=(), model_transforms=crop(5), batch_size=100)
     assert module.batch_size == 15

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pickle
 import sys
 from collections import Counter
@@ -13,6 +15,7 @@ import torch
 
 from monai_patchqueue import PatchDataModule
 from tests.numbered_volumes import Numbered, crop, make_module, numbers, records
+from tests.processes import in_child
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -161,3 +164,28 @@ def test_a_trainer_fits_without_a_validation_and_goes_on_in_mid_epoch(lightning:
 
     whole = fit()  # 2 epochs of 6 batches of 4 patches
     assert fit(tmp_path / "step=8.ckpt") == whole[8 * 4 :]
+
+
+def test_a_trainers_ranks_keep_the_modules_own_shares(lightning: Any, tmp_path: Path) -> None:
+    def fit() -> None:
+        torch.set_num_threads(1)
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        module = make_module(7, ("validation",), train_transforms=crop(2), batch_size=6, batch_chunk_count=3)
+        network = make_network(lightning)
+
+        def note() -> None:
+            sampler = type(network.trainer.train_dataloader.sampler).__name__
+            report = {"sampler": sampler, **network.taken()}
+            (tmp_path / f"rank_{network.global_rank}.json").write_text(json.dumps(report))
+
+        network.on_fit_end = note
+        ranks = {"devices": 2, "strategy": "ddp_fork"}
+        make_trainer(lightning, max_epochs=2, accumulate_grad_batches=3, **ranks).fit(network, datamodule=module)
+
+    in_child(fit)
+    one, other = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
+    assert one["sampler"] == other["sampler"] == "EpochSampler"
+    assert len(one["train"]) == len(other["train"]) == 14
+    for epoch in (slice(0, 7), slice(7, 14)):
+        assert len(set(one["train"][epoch]) & set(other["train"][epoch])) <= 1
+    assert sorted(one["validation"] + other["validation"]) == [100, 100, 101, 101, 102, 102]

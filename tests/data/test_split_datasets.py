@@ -155,7 +155,9 @@ def test_what_comes_before_the_first_random_transform_is_done_once() -> None:
         return transform
 
     loader = Compose([Numbered(), note("loader")])
-    module = with_loader(loader, model_transforms=[note("model")], train_transforms=[crop(), note("training")])
+    module = with_loader(
+        loader, model_transforms=[Compose([note("model")])], train_transforms=[crop(), note("training")]
+    )
     training = module.train_dataloader()
     for _ in range(3):
         numbers(training)
