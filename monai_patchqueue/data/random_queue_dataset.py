@@ -32,8 +32,8 @@ class RandomQueueDataset(QueueFace, IterableDataset[Any]):
     ``epoch_length`` of them make an epoch, and the queue goes on from one epoch to the next.
 
     An item is what ``data`` and ``transform`` give: a dictionary (a volume, for instance) or each dictionary of a list
-    (the patches of a volume). Items may differ in shape. Each pass through the data has an order of its own; each rank
-    of a distributed run takes its share of it.
+    (the patches of a volume). Items may differ in shape. Each pass through the data has an order of its own, in which
+    nothing comes again before it has left the queue; each rank of a distributed run takes its share of it.
 
     After ``TorchQueueDataset`` of `torchvtk <https://github.com/torchvtk/torchvtk>`_; names of reuse policies are those
     of `Reverb <https://github.com/google-deepmind/reverb>`_ and of prioritized experience replay (Schaul et al. 2016).

@@ -66,6 +66,7 @@ class RandomSession(RunningQueue):
         items = -(-int(options.counts.sum()) // ranks()[1])
         super().__init__(options, replace(Sizing.of(options), patches=items, item_nbytes=random.item_nbytes))
         self._random = random
+        self._length = self._sizing.wished_length
         self._drawn = 0  # batches handed out, of all epochs
         self._start: Residents | None = None
         self._opened = False
@@ -112,6 +113,8 @@ class RandomSession(RunningQueue):
         return drawing if isinstance(drawing, RandomDraws) else None
 
     def start(self) -> Runner:
+        if self._sizing.length is None and self._runner is None:
+            self._length = self._sizing.queue_length(self.probe().patch_nbytes)
         runner = super().start()
         if not self._opened:
             runner.open(self._plan_ahead(), _nothing, self._start.batches if self._start else 0)
@@ -139,7 +142,10 @@ class RandomSession(RunningQueue):
 
     def _plan_ahead(self) -> RandomPlan:
         rank, replicas = ranks()
-        laps = Laps(self.seed, self.options.counts.tolist(), rank, replicas)
+        counts = self.options.counts
+        # No volume is in the queue twice. One that begins to leave may have patches there when the next one begins.
+        volumes = -(-self._length // int(counts[counts > 0].min())) + int(counts.max() > 1)
+        laps = Laps(self.seed, counts.tolist(), rank, replicas, apart=volumes * replicas)
         return RandomPlan(self.seed, laps, max(self._random.least, 1), self._random.policy, self._start)
 
     def wait_fill(self, items: int | None, timeout: float) -> int:
@@ -170,7 +176,9 @@ class RandomSession(RunningQueue):
         if draws is not None and draws.fill is not None:
             return
         if self._start is not None and not self._random.policy.always:
-            return  # it goes on with the items that it had, and waits for those that it draws
+            # It goes on with the items that it had, and waits for those that it draws.
+            runner.wait_until(lambda: self._draws is not None, threading.TIMEOUT_MAX)
+            return
         least, wished = self._random.least, self._random.wait_fill
         target = wished if wished is None else max(wished, least, self._asked)
         if wished != 0:
@@ -196,7 +204,7 @@ class RandomSession(RunningQueue):
 
     def _report(self, items: int | None, timeout: float) -> None:
         stats, draws = self.stats(), self._draws
-        wished = items if items is not None else (stats.queue_length or "as many as fit")
+        wished = self._length if items is None else items
         seconds = stats.load_seconds + stats.sample_seconds + stats.write_seconds
         workers = max(stats.num_workers, 1)
         if stats.volumes:
@@ -325,6 +333,7 @@ class RandomSession(RunningQueue):
         self.seed = decisive["seed"]
         if self.options.queue_length is None and decisive["queue_length"]:
             self._sizing = replace(self._sizing, length=decisive["queue_length"], budget=None)
+        self._length = self._sizing.wished_length
         self._prepared = None
         self._start = residents
         self._drawn = residents.batches if residents else 0

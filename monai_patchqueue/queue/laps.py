@@ -32,24 +32,29 @@ class _Lap(NamedTuple):
 class Laps:
     """The stream's entries (volumes) and items (their patches), numbered from 0.
 
-    Each rank of a distributed run has every ``replicas``-th volume of a lap's order.
+    Each lap has every volume once, in random order, but that none comes again within ``apart`` volumes: otherwise a
+    queue would have some of them twice, and others not at all, whenever a lap ends. Each rank of a distributed run has
+    every ``replicas``-th volume of a lap's order.
 
     Args:
         seed: the run's seed.
         counts: patches that each volume gives; those that give none are left out.
         rank: of this process.
         replicas: processes.
+        apart: volumes from one appearance of a volume to the next, at least, if there are so many.
 
     Example:
         >>> laps = Laps(0, (2, 1))
         >>> [laps.ticket(entry).volume for entry in range(4)], laps.items_of(2), laps.place_of(3)
-        ([0, 1, 1, 0], range(3, 4), (2, 0))
+        ([0, 1, 0, 1], range(3, 5), (2, 0))
     """
 
-    def __init__(self, seed: int, counts: Sequence[int], rank: int = 0, replicas: int = 1) -> None:
+    def __init__(self, seed: int, counts: Sequence[int], rank: int = 0, replicas: int = 1, apart: int = 1) -> None:
         self._seed = seed
         self._counts = tuple(counts)
-        self._volumes = np.flatnonzero(np.asarray(counts))
+        self._volumes = np.flatnonzero(np.asarray(counts)).tolist()
+        self._last_order = self._volumes  # of all ranks
+        self._apart = 1
         if len(self._volumes) < replicas:
             raise ValueError(
                 f"{len(self._volumes)} items for {replicas} ranks: each rank needs one of its own. Use fewer ranks or "
@@ -58,6 +63,7 @@ class Laps:
         self._rank = rank
         self._replicas = replicas
         self._laps = deque([self._lap(0, 0, 0)])
+        self._apart = min(apart, len(self._volumes))
 
     def ticket(self, entry: int) -> Ticket:
         """The order to prepare an entry's volume."""
@@ -104,7 +110,20 @@ class Laps:
         self._laps.append(self._lap(last.plan.epoch + 1, last.stop_entry, last.stop_item))
 
     def _lap(self, number: int, first_entry: int, first_item: int) -> _Lap:
-        rng = np.random.Generator(np.random.Philox(seed_sequence(self._seed, ORDER, number)))
-        order = tuple(rng.permutation(self._volumes)[self._rank :: self._replicas].tolist())
+        self._last_order = self._reordered(self._last_order, number)
+        order = tuple(self._last_order[self._rank :: self._replicas])
         plan = EpochPlan(self._seed, number, order, tuple(self._counts[v] for v in order), queue_length=1)
         return _Lap(plan, first_entry, first_item)
+
+    def _reordered(self, last: list[int], number: int) -> list[int]:
+        """A random order after the last one: each time, one of those that have been away for long enough."""
+        rng = np.random.Generator(np.random.Philox(seed_sequence(self._seed, ORDER, number)))
+        away = len(last) - self._apart
+        pool, order = last[:away], []
+        for place, uniform in enumerate(rng.random(len(last)).tolist()):
+            if away + place < len(last):
+                pool.append(last[away + place])
+            chosen = int(uniform * len(pool))
+            pool[chosen], pool[-1] = pool[-1], pool[chosen]
+            order.append(pool.pop())
+        return order

@@ -20,6 +20,9 @@ __all__ = ["RandomDraws", "RandomPlan", "Residents", "ReusePolicy"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# A logarithm of probability below that of any priority.
+_NEVER = -1e9
+
 
 @dataclass(frozen=True)
 class ReusePolicy:
@@ -355,7 +358,7 @@ def _by_priority(rng: np.random.Generator, priorities: Array, policy: ReusePolic
     shares = priorities ** (policy.priority_exponent or 0.0)
     noise = rng.gumbel(size=len(shares))
     with np.errstate(divide="ignore"):
-        scores = np.where(shares > 0, np.log(shares) + noise, -np.inf)
+        scores = np.where(shares > 0, np.log(shares), _NEVER) + noise
     chosen = np.argsort(-scores, kind="stable")[: policy.batch_size]
     least = shares[shares > 0].min(initial=np.inf)
     drawn = np.maximum(shares[chosen], least)
