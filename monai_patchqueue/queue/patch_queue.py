@@ -154,9 +154,7 @@ class PatchQueue:
     def _adopt(self, epoch: EpochUnderWay, kept: dict[Ticket, QueuedVolume], before: int) -> None:
         """Keep prepared volumes that could be there if all before them were, so that those still find slots."""
         slots = self.info.slab.layout.slots if self.info else 0
-        for entry, ticket in enumerate(epoch.plan):
-            if not kept:
-                return
+        for entry, ticket in enumerate(epoch.plan if kept else ()):
             before += ticket.count
             volume = kept.get(ticket)
             if volume is None or not volume.untouched or not epoch.needs(entry):
