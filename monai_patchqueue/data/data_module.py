@@ -67,7 +67,8 @@ class PatchDataModule(LightningKind):
         train_loader_arguments: more arguments of that loader, such as ``queue_length``.
         eval_batch_size: volumes in a batch of the other loaders.
         eval_loader_arguments: more arguments of these, which are MONAI's ``DataLoader``.
-        seed: of the order and of patches. Default: torch's, which ``monai.utils.set_determinism`` sets.
+        seed: of the order and of patches. Default: torch's, which ``monai.utils.set_determinism`` sets; for the order
+            that ranks share, 0. The transforms of a plain loader are up to ``set_determinism`` in any case.
         progress: show a bar while the cache is filled.
 
     Raises:

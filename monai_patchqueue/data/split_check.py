@@ -31,6 +31,14 @@ class SampleReport:
         patches: number of patches, or of items of another kind, that it gives.
         contents: shape and dtype of each array of the first of them, and the type of what else there is, by key.
         error: what went wrong, if something did.
+
+    Example:
+        >>> import numpy as np
+        >>> from monai_patchqueue import PatchDataModule
+        >>> samples = [np.zeros((1, 32, 32), np.float32)]
+        >>> data = PatchDataModule({"train": [(samples, lambda volume: {"image": volume, "age": 40})]})
+        >>> print(data.check_split()[0])
+        train[0] volume 0: 1 × {image: [1, 32, 32] float32, age: int}
     """
 
     split: str
