@@ -19,7 +19,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     )
 
 
-@pytest.mark.parametrize("name", [*DEFAULT, "limit-ram"])
+@pytest.mark.parametrize("name", [*DEFAULT, "patchqueue-store", "monai-persistent", "limit-ram"])
 def test_a_contestant_delivers_the_stock_pipelines_patches_and_is_timed(name: str, tiny: Setup) -> None:
     contestant = CONTESTANTS[name]
     pytest.importorskip(contestant.requires)

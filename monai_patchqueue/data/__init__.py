@@ -2,6 +2,7 @@
 """The queue's public faces."""
 
 from .buffers import ProcessBufferLoader, ThreadBufferLoader, iterate_buffered
+from .chunked_dataset import ChunkedDataset
 from .collate import collate_patches
 from .data_module import PatchDataModule
 from .grid_patch_loader import GridPatchLoader
@@ -12,6 +13,7 @@ from .split_check import SampleReport
 from .thread_loader import PatchThreadDataLoader
 
 __all__ = [
+    "ChunkedDataset",
     "GridPatchLoader",
     "PatchDataModule",
     "PatchQueueDataset",

@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import MetaKeys
 
+from .chunks import ChunkedFile
 from .regions import StoredFile
 from .scaling import Scaling
 
@@ -39,9 +40,12 @@ class LazyVolume:
         array([[[1.5, 2. ]]], dtype=float32)
     """
 
+    kind = "MetaTensor"
+    """What the whole volume is loaded as, and what patches are: ``"MetaTensor"``, ``"tensor"`` or ``"array"``."""
+
     def __init__(
         self,
-        stored: np.ndarray | StoredFile,
+        stored: np.ndarray | StoredFile | ChunkedFile,
         scaling: Scaling,
         meta: dict[Any, Any] | None = None,
         channel_axis: int | None = None,
@@ -123,6 +127,8 @@ class LazyVolume:
         if self._channel_axis is None:
             added: np.ndarray = self._stored[tuple(spatial)][None][channels]
             return added
+        if self._channel_axis == 0:
+            return self._stored[tuple(spans)]
         spatial.insert(self._channel_axis, channels)
         return np.moveaxis(self._stored[tuple(spatial)], self._channel_axis, 0)
 

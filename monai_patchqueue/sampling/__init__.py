@@ -7,6 +7,7 @@ from .geometry import BORDERS, Box, PatchGeometry, resolve_size
 from .grid import PatchGrid, axis_starts, overlap_voxels
 from .labels import LabelIndex, LabelRule
 from .memory_order import as_array
+from .regions import RunRegion
 from .weights import WeightIndex
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LabelRule",
     "PatchGeometry",
     "PatchGrid",
+    "RunRegion",
     "WeightIndex",
     "as_array",
     "axis_starts",

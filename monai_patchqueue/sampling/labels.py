@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class Layer(NamedTuple):
     kind: Literal["values", "channel", "any", "not"]
     channel: int | None = None
     ignore: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the layer is called in a file."""
+        return "-".join(str(part) for part in self if part is not None)
 
 
 class Group(NamedTuple):
@@ -80,15 +85,47 @@ class LabelIndex:
 
     def prepare(self, label: np.ndarray) -> None:
         """Find the runs that most rules need now, not at the first draw."""
-        for layer in self._class_layers(None):
+        for layer in self._class_layers(self.channels, None):
             self._find(label, layer)
         if self.channels > 1:
             self._find(label, Layer("any"))
 
+    def regions(self, label: np.ndarray, box: Box, rule: LabelRule) -> dict[str, RunRegion] | None:
+        """All that :meth:`draw` uses of a C-ordered label for a box and a rule; None where the label is too noisy."""
+        found = {layer.name: self._region(label, layer, box) for layer in self.layers(self.channels, rule)}
+        runs = {name: region for name, region in found.items() if isinstance(region, RunRegion)}
+        return runs if len(runs) == len(found) else None
+
+    @classmethod
+    def of_regions(
+        cls, shape: tuple[int, ...], box: Box, rule: LabelRule, regions: Mapping[str, RunRegion]
+    ) -> LabelIndex:
+        """The index of a C-ordered label whose :meth:`regions` were kept; drawing reads nothing of the label."""
+        index = cls.__new__(cls)
+        index.channels, index._shape, index._max_runs = shape[0], shape[1:], 0
+        index._order, index._runs = AxisOrder(tuple(range(len(shape) - 1))), {}
+        index._regions = {(layer, box): regions[layer.name] for layer in cls.layers(shape[0], rule)}
+        return index
+
+    @classmethod
+    def layers(cls, channels: int, rule: LabelRule) -> list[Layer]:
+        """What a rule reads of a label."""
+        if channels > 1 and rule.classes == "positive":
+            return [Layer("any", ignore=rule.ignore)]
+        if channels > 1 and rule.classes == "any":
+            return [Layer("not", ignore=rule.ignore)]
+        return cls._class_layers(channels, rule.ignore)
+
+    @staticmethod
+    def _class_layers(channels: int, ignore: int | None) -> list[Layer]:
+        if channels == 1:
+            return [Layer("values")]
+        return [Layer("channel", c, ignore) for c in range(channels) if c != ignore]
+
     def counts(self, label: np.ndarray, box: Box) -> dict[int | float, int]:
         """Voxels per class inside ``box``; classes without any are left out."""
         found: dict[int | float, int] = {}
-        for layer in self._class_layers(None):
+        for layer in self._class_layers(self.channels, None):
             region = self._region(label, layer, box)
             for value, count in zip(region.classes.tolist(), region.counts.tolist(), strict=True):
                 if layer.kind == "values":
@@ -97,13 +134,11 @@ class LabelIndex:
                     found[layer.channel or 0] = count
         return found
 
-    def draw(
-        self, label: np.ndarray, box: Box, rule: LabelRule, n: int, rng: np.random.RandomState
-    ) -> np.ndarray | None:
+    def draw(self, label: Any, box: Box, rule: LabelRule, n: int, rng: np.random.RandomState) -> np.ndarray | None:
         """Draw ``n`` voxels: first a class by the rule, among those present in ``box``, then a voxel of it, uniformly.
 
         Args:
-            label: the label this index was made of.
+            label: the label this index was made of, or what reads channels of it.
             box: legal centers, per axis the first and the one after the last.
             rule: which classes, and how often.
             n: number of voxels.
@@ -132,13 +167,8 @@ class LabelIndex:
 
     def _groups(self, label: np.ndarray, box: Box, rule: LabelRule) -> list[Group]:
         single = self.channels == 1
-        layers = self._class_layers(rule.ignore)
-        if not single and rule.classes == "positive":
-            layers = [Layer("any", ignore=rule.ignore)]
-        elif not single and rule.classes == "any":
-            layers = [Layer("not", ignore=rule.ignore)]
         groups = []
-        for layer in layers:
+        for layer in self.layers(self.channels, rule):
             region = self._region(label, layer, box)
             if single:
                 weights = _weights(region, rule)
@@ -148,23 +178,21 @@ class LabelIndex:
             groups.append(Group(layer, region, np.arange(weights.size), weights))
         return groups
 
-    def _class_layers(self, ignore: int | None) -> list[Layer]:
-        if self.channels == 1:
-            return [Layer("values")]
-        return [Layer("channel", c, ignore) for c in range(self.channels) if c != ignore]
-
     def _read(self, label: np.ndarray, layer: Layer) -> Read:
-        channels = [self._order.view(label[c]) for c in range(self.channels)]
+        def channel(c: int, index: tuple[slice | int, ...]) -> np.ndarray:
+            part: np.ndarray = self._order.view(label[c])[index]
+            return part
+
         if layer.kind == "values":
-            return lambda index: channels[0][index]
-        members = channels if layer.kind == "any" else [] if layer.channel is None else [channels[layer.channel]]
-        ignored = None if layer.ignore is None or layer.ignore >= self.channels else channels[layer.ignore]
+            return lambda index: channel(0, index)
+        members = range(self.channels) if layer.kind == "any" else [] if layer.channel is None else [layer.channel]
+        ignored = None if layer.ignore is None or layer.ignore >= self.channels else layer.ignore
 
         def read(index: tuple[slice | int, ...]) -> np.ndarray:
-            member = np.logical_or.reduce([channel[index] > 0 for channel in members]) if members else None
-            kept = None if ignored is None else ~(ignored[index] > 0)
+            member = np.logical_or.reduce([channel(c, index) > 0 for c in members]) if members else None
+            kept = None if ignored is None else ~(channel(ignored, index) > 0)
             if member is None:
-                return np.ones(channels[0][index].shape, dtype=bool) if kept is None else kept
+                return np.ones(channel(0, index).shape, dtype=bool) if kept is None else kept
             result: np.ndarray = member if kept is None else member & kept
             return result
 

@@ -64,6 +64,8 @@ class AxisOrder:
 
     def view(self, array: np.ndarray) -> np.ndarray:
         """The array with its axes in memory order."""
+        if self.axes == tuple(range(len(self.axes))):
+            return array  # which may be one that is read lazily
         ordered: np.ndarray = array.transpose(self.axes)
         return ordered
 

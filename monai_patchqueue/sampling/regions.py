@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -96,10 +96,28 @@ class RunRegion:
         self._class_before = self._before[first]
         self.counts: np.ndarray = np.diff(np.append(self._class_before, self._before[-1]))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that the region holds: for a file, out of which :meth:`of_arrays` takes it again."""
+        box = np.array([self._first, self._size], dtype=np.int64)
+        short = np.uint32 if prod(self._size) <= np.iinfo(np.uint32).max else np.int64
+        runs = {"ranks": self._ranks.astype(short), "before": self._before.astype(short)}
+        return {"box": box, "classes": self.classes, "class_before": self._class_before, "counts": self.counts, **runs}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RunRegion:
+        """The region that :meth:`arrays` was called of; they may be mapped files, of which drawing reads little."""
+        region = cls.__new__(cls)
+        region._first, region._size = arrays["box"][0], tuple(arrays["box"][1].tolist())
+        region.classes, region.counts = arrays["classes"], arrays["counts"]
+        region._class_before = arrays["class_before"]
+        region._ranks, region._before = arrays["ranks"], arrays["before"]
+        return region
+
     def draw(self, which: np.ndarray, rng: np.random.RandomState, read: Read) -> np.ndarray:
         """See :class:`Region`."""
         number = self._class_before[which] + rng.randint(0, self.counts[which], dtype=np.int64)
-        run = np.searchsorted(self._before, number, side="right") - 1
+        # In the dtype of what is searched, else that would be converted as a whole.
+        run = np.searchsorted(self._before, number.astype(self._before.dtype), side="right") - 1
         rank = self._ranks[run] + (number - self._before[run])
         voxels: np.ndarray = np.stack(np.unravel_index(rank, self._size), axis=1) + self._first
         return voxels

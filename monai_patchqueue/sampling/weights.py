@@ -7,7 +7,9 @@ kept: a row is drawn by its sum, then a voxel by the cumulative sum of that row 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -48,11 +50,23 @@ class WeightIndex:
         """Check the map now, and sum its rows for boxes that cover the volume."""
         self._cumulative(weights, tuple((0, n) for n in self.shape))
 
-    def draw(self, weights: np.ndarray, box: Box, n: int, rng: np.random.RandomState) -> np.ndarray | None:
+    def sums(self, weights: np.ndarray, box: Box) -> np.ndarray:
+        """Cumulative row sums of a box: what :meth:`of_sums` needs to draw from it."""
+        return self._cumulative(weights, box)
+
+    @classmethod
+    def of_sums(cls, shape: tuple[int, ...], sums: Mapping[Box, np.ndarray]) -> WeightIndex:
+        """The index of a C-ordered map whose sums were kept; of the map that it is handed only drawn rows are read."""
+        index = cls.__new__(cls)
+        index.shape, index._order = shape, AxisOrder(tuple(range(len(shape))))
+        index._checked, index._regions = True, dict(sums)
+        return index
+
+    def draw(self, weights: Any, box: Box, n: int, rng: np.random.RandomState) -> np.ndarray | None:
         """Draw ``n`` voxels of ``box`` in proportion to their weights; a weight of zero is never drawn.
 
         Args:
-            weights: the map this index was made of.
+            weights: the map this index was made of, or what reads rows of it.
             box: legal centers, per axis the first and the one after the last.
             n: number of voxels.
             rng: where the randomness comes from.
@@ -63,21 +77,23 @@ class WeightIndex:
         cumulative = self._cumulative(weights, box)
         if not cumulative.size or not cumulative[-1] > 0:
             return None
-        ordered, bounds = self._order.view(weights), self._order.box(box)
-        region = ordered[tuple(slice(a, b) for a, b in bounds)]
-        outer = region.shape[:-1]
-        parts = _parts(region.shape[-1])
+        ordered: np.ndarray = self._order.view(weights)
+        bounds = self._order.box(box)
+        first = [a for a, _ in bounds]
+        *outer, length = [b - a for a, b in bounds]
+        parts = _parts(length)
         picked = choose(cumulative, rng.random_sample(n))
-        rows = np.unravel_index(picked // len(parts), outer) if outer else ()
+        rows = np.unravel_index(picked // len(parts), tuple(outer)) if outer else ()
         voxels = np.empty((n, len(bounds)), dtype=np.int64)
         for i, where in enumerate(rng.random_sample(n)):
             part = parts[picked[i] % len(parts)]
-            at = (*(int(axis[i]) for axis in rows), part)
-            row = region[at]
+            at: tuple[Any, ...] = tuple(int(axis[i]) + a for axis, a in zip(rows, first, strict=False))
+            at += (slice(first[-1] + part.start, first[-1] + part.stop),)
+            row = ordered[at]
             voxels[i, -1] = part.start + choose(np.cumsum(row, dtype=np.float64), where)
         for axis, index in enumerate(rows):
             voxels[:, axis] = index
-        voxels += np.array([a for a, _ in bounds], dtype=np.int64)
+        voxels += np.array(first, dtype=np.int64)
         return self._order.restore(voxels)
 
     def _cumulative(self, weights: np.ndarray, box: Box) -> np.ndarray:

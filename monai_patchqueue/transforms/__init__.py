@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from ._base import PatchTransform as PatchTransform
+from ._items import PatchTransformd as PatchTransformd
+from ._reuse import ReusableIndex as ReusableIndex
 from .array import GridPatchSamples, RandLabelPatch, RandUniformPatch, RandWeightedPatch
 from .dictionary import (
     GridPatchSamplesD,

@@ -59,7 +59,8 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         lazy = lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(starts)
         volume = volume if lazy else up_to_date(volume)
         meta = None
-        if get_track_meta() and isinstance(getattr(volume, "meta", None), dict):
+        kind = getattr(volume, "kind", None)  # of a volume that is read lazily
+        if get_track_meta() and kind in (None, "MetaTensor") and isinstance(getattr(volume, "meta", None), dict):
             meta = PatchMeta(volume, starts, geometry, self.get_transform_info())
             if lazy:
                 return [meta.cut_lazily(i, volume) for i in range(len(rows))]
@@ -67,6 +68,8 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
             volume = volume.as_subclass(torch.Tensor)
         fill = fill or self._fill or Fill()
         patches = [cut(volume, row, geometry, fill) for row in rows]
+        if meta is None and kind in ("MetaTensor", "tensor"):
+            patches = [torch.from_numpy(patch) for patch in patches]
         return patches if meta is None else [meta.wrap(i, patch) for i, patch in enumerate(patches)]
 
     def inverse(self, patch: MetaTensor) -> MetaTensor:

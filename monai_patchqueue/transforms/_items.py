@@ -114,6 +114,9 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
                 patch[PATCH_LOCATION] = location
         return patches
 
+    def make_ready(self, data: Item) -> None:
+        """Have what is kept of an item's stored volumes made now, rather than at the first draw."""
+
     def _dropped(self, value: Any, geometry: PatchGeometry) -> bool:
         """Whether a value under an unlisted key is left out of the patches: whole volumes and their indices."""
         if isinstance(value, ReusableIndex):

@@ -13,6 +13,7 @@ from monai.transforms.lazy.functional import apply_pending
 from monai.utils import ImageMetaKey, PostFix
 
 from ..io.lazy import LazyVolume
+from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry, as_array, resolve_size
 from ._padding import Fill, read_padded
 
@@ -101,8 +102,8 @@ def no_center(lacking: str, geometry: PatchGeometry) -> str:
     )
 
 
-def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray:
-    """A weight map or label as array, after a check that it is for this volume.
+def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | StoredVolume:
+    """A weight map or label as array, or as it lies in a store, after a check that it is for this volume.
 
     Raises:
         TypeError: if it is no channel-first array.
@@ -116,6 +117,8 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray:
             f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it "
             "must be channel-first ([channels, *spatial]) and go through the same spatial transforms"
         )
+    if isinstance(guide, StoredVolume):
+        return guide  # whose index reads of it what is needed
     return guide.values() if isinstance(guide, LazyVolume) else as_array(guide)
 
 

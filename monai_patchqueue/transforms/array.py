@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from monai.transforms import Randomizable
 
+from ..io.stored import StoredVolume
 from ..sampling import (
     LabelIndex,
     LabelRule,
@@ -20,6 +21,7 @@ from ..sampling import (
 )
 from ._arguments import LabelProbabilities, check_choice, check_fraction, check_overlap, check_rule
 from ._base import CountedPatchTransform, PatchTransform
+from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex, index_label, index_weights
 from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
 __all__ = ["GridPatchSamples", "RandLabelPatch", "RandUniformPatch", "RandWeightedPatch"]
@@ -122,7 +124,7 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
         n: int,
         weight_map: Any = None,
         where: str = "weight map",
-        index: WeightIndex | None = None,
+        index: WeightIndex | StoredWeightIndex | None = None,
     ) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes].
 
@@ -140,10 +142,10 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
         drawn = None
         if weight_map is not None:
-            weights = same_shape(weight_map, geometry, where)[0]
+            guide = same_shape(weight_map, geometry, where)
+            weights = FirstChannel(guide) if isinstance(guide, StoredVolume) else guide[0]
             try:
-                index = index or WeightIndex(weights)
-                drawn = index.draw(weights, geometry.box, n, self.R)
+                drawn = (index or index_weights(weights)).draw(weights, geometry.box, n, self.R)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
         if drawn is None:
@@ -222,8 +224,15 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         self.on_empty = check_choice("on_empty", on_empty, ON_EMPTY)
         self._rule = check_rule(label_probabilities, ignore_label)
 
+    @property
+    def rules(self) -> list[LabelRule]:
+        """The rules by which voxels are drawn from the label."""
+        by_label = [] if self.foreground_fraction == 0 else [self._rule]
+        uniform = [] if self.foreground_fraction in (None, 1) else [LabelRule("any", self._rule.ignore)]
+        return by_label + [rule for rule in uniform if rule.ignore is not None]
+
     def randomize(
-        self, geometry: PatchGeometry, n: int, label: Any = None, where: str = "label", index: LabelIndex | None = None
+        self, geometry: PatchGeometry, n: int, label: Any = None, where: str = "label", index: Any = None
     ) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes].
 
@@ -241,7 +250,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
         array = None if label is None else same_shape(label, geometry, where)
         if array is not None and index is None:
-            index = LabelIndex(array)
+            index = index_label(array)
         by_label = n
         if self.foreground_fraction is not None:
             share = round(n * self.foreground_fraction, 9)
@@ -259,8 +268,8 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         rule: LabelRule,
         n: int,
         geometry: PatchGeometry,
-        label: np.ndarray | None,
-        index: LabelIndex | None,
+        label: np.ndarray | StoredVolume | None,
+        index: LabelIndex | StoredLabelIndex | None,
         where: str,
     ) -> np.ndarray:
         if rule == LabelRule("any"):
@@ -275,7 +284,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
             raise ValueError(f"{where}: {self._emptiness(geometry, label, index)}; {REMEDY}")
         return geometry.draw_uniform(n, self.R)
 
-    def _emptiness(self, geometry: PatchGeometry, label: np.ndarray | None, index: LabelIndex | None) -> str:
+    def _emptiness(self, geometry: PatchGeometry, label: Any, index: Any) -> str:
         if label is None or index is None:
             return "is missing"
         classes = self._rule.classes

@@ -11,11 +11,13 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
+from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry, PatchGrid
 from ._arguments import Count, LabelProbabilities
 from ._items import CountedPatchTransformd, Item, PatchTransformd
 from ._meta import PATCH_INDEX
 from ._reuse import label_index_key, weight_index_key
+from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex
 from ._volumes import describe
 from .array import GridPatchSamples, RandLabelPatch, RandUniformPatch, RandWeightedPatch
 
@@ -116,6 +118,12 @@ class RandWeightedPatchd(Randomizable, CountedPatchTransformd):
         weights, index = self._guide(data, self.w_key, weight_index_key(self.w_key))
         return self.cropper.randomize(geometry, n, weights, describe(weights, self.w_key, data), index)
 
+    def make_ready(self, data: Item) -> None:
+        """See :class:`PatchTransformd`."""
+        weights = data.get(self.w_key)
+        if isinstance(weights, StoredVolume):
+            StoredWeightIndex(FirstChannel(weights)).prepare(self._geometry(data).box)
+
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""
         lazy_ = self.lazy if lazy is None else lazy
@@ -174,6 +182,13 @@ class RandLabelPatchd(Randomizable, CountedPatchTransformd):
         self.cropper.R = self.R  # one stream of random numbers, this object's
         label, index = self._guide(data, self.label_key, label_index_key(self.label_key))
         return self.cropper.randomize(geometry, n, label, describe(label, self.label_key, data), index)
+
+    def make_ready(self, data: Item) -> None:
+        """See :class:`PatchTransformd`."""
+        label = data.get(self.label_key)
+        if isinstance(label, StoredVolume):
+            for rule in self.cropper.rules:
+                StoredLabelIndex(label).prepare(self._geometry(data).box, rule)
 
     def __call__(self, data: Item, lazy: bool | None = None) -> list[dict[Hashable, Any]]:
         """Take patches of an item; see :class:`PatchTransformd` for what they hold."""

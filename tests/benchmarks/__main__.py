@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import loaders
+from . import chunks, loaders
 
-COMMANDS = {"loaders": loaders}
+COMMANDS = {"chunks": chunks, "loaders": loaders}
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .setup import CLASS_PROBABILITIES, NUM_CLASSES, Setup
+from .stores import NnunetBatches, chunked, persistent
 
 KEYS = ["image", "label"]
 Batches = Iterable[Mapping[str, Any]]
@@ -48,6 +49,7 @@ class Contestant:
 
 CONTESTANTS: dict[str, Contestant] = {}
 DEFAULT = ("patchqueue", "patchqueue-reader", "patchqueue-monai-crop", "monai", "torchio")
+OUR_STORE = "'monai_patchqueue[store]'"
 QUICK = ("patchqueue", "monai", "torchio")
 
 
@@ -112,6 +114,50 @@ def monai_cache(setup: Setup) -> Batches:
 @contestant("patchqueue-cache", "PatchQueueLoader, CacheDataset (all in RAM)", requires="monai_patchqueue")
 def patchqueue_cache(setup: Setup) -> Batches:
     return _patchqueue_loader(setup, _cached(setup, _our_crop(setup)), "process")
+
+
+@contestant("patchqueue-store", "PatchQueueLoader, ChunkedDataset", requires="blosc2", remedy=OUR_STORE)
+def patchqueue_store(setup: Setup) -> Batches:
+    return _patchqueue_loader(setup, chunked(setup, [*_loading(), _our_crop(setup)]), "process")
+
+
+@contestant(
+    "patchqueue-store-normalized",
+    "PatchQueueLoader, ChunkedDataset, normalized images",
+    requires="blosc2",
+    remedy=OUR_STORE,
+    layout=None,
+)
+def patchqueue_store_normalized(setup: Setup) -> Batches:
+    """As nnU-Net stores images: no integers any more, which take fewer bytes."""
+    from monai.transforms import NormalizeIntensityd
+
+    return _patchqueue_loader(
+        setup, chunked(setup, [*_loading(), NormalizeIntensityd("image"), _our_crop(setup)]), "process"
+    )
+
+
+@contestant("monai-persistent", "MONAI PersistentDataset + DataLoader")
+def monai_persistent(setup: Setup) -> Batches:
+    from monai.data import DataLoader
+
+    return DataLoader(persistent(setup, [*_loading(), _monai_crop(setup)]), **_monai_options(setup))
+
+
+@contestant("nnunet", "nnU-Net v2, its blosc2 files", requires="nnunetv2", remedy="nnunetv2", layout=None)
+def nnunet(setup: Setup) -> Batches:
+    return NnunetBatches(setup, normalize=False)
+
+
+@contestant(
+    "nnunet-normalized",
+    "nnU-Net v2, its blosc2 files, normalized images",
+    requires="nnunetv2",
+    remedy="nnunetv2",
+    layout=None,
+)
+def nnunet_normalized(setup: Setup) -> Batches:
+    return NnunetBatches(setup, normalize=True)
 
 
 @contestant("torchio", "TorchIO Queue", requires="torchio", remedy="'monai_patchqueue[bench]'", layout="torchio")
@@ -183,10 +229,16 @@ class _TorchIOBatches:
             yield {**data, "location": batch["location"], "meta": {key: batch[key] for key in KEYS}}
 
 
-def _pipeline(*crops: Any) -> Any:
-    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+def _loading() -> list[Any]:
+    from monai.transforms import EnsureChannelFirstd, LoadImaged
 
-    return Compose([LoadImaged(KEYS), EnsureChannelFirstd(KEYS), *crops])
+    return [LoadImaged(KEYS), EnsureChannelFirstd(KEYS)]
+
+
+def _pipeline(*crops: Any) -> Any:
+    from monai.transforms import Compose
+
+    return Compose([*_loading(), *crops])
 
 
 def _dataset(setup: Setup, *crops: Any) -> Any:
