@@ -93,7 +93,7 @@ def test_other_values_arrive_as_they_were() -> None:
     assert (arrived["text"], arrived["list"]) == (item["text"], item["list"])
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_meta_tensors_keep_their_metadata_and_can_be_inverted(method: str) -> None:
     flip = Compose([RandFlipd("image", prob=1.0, spatial_axis=0)])
     volumes = [{"image": meta(numbered(12, 13, 14), file="a.nii.gz")}]

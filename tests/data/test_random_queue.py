@@ -20,6 +20,7 @@ from monai.data import DataLoader, MetaTensor
 from monai.transforms import Randomizable, RandSpatialCropSamplesd, Transform
 
 from monai_patchqueue import PriorityHandler, RandomQueueDataset
+from monai_patchqueue.data import random_session
 from tests.pipelines import append_line, lines, make_loader
 from tests.processes import die, wait_for, workers
 
@@ -554,6 +555,38 @@ def test_closing_ends_workers_and_iterating_again_goes_on(make: Any) -> None:
     wait_for(lambda: not set(workers()) - before, "workers have ended")
     expected = numbers(make(volumes(20), num_workers=0, epoch_length=40))
     assert first + numbers(queue) == expected
+
+
+def test_ranks_draw_from_shares_of_the_data_and_one_checkpoint_serves_them_all(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_rank(rank: int, state: dict[str, Any] | None = None) -> tuple[RandomQueueDataset, list[tuple[int, ...]]]:
+        monkeypatch.setattr(random_session, "ranks", lambda: (rank, 2))
+        queue = make(volumes(20), num_workers=0, queue_length=4, samples_per_insert=6, epoch_length=10)
+        if state is not None:
+            queue.load_state_dict(state)
+        return queue, numbers(islice(queue.batch_generator(), 10))
+
+    (first, of_first), (second, of_second) = on_rank(0), on_rank(1)
+    # Ten batches are five items that enter after the first four: less than the ten that each rank has of a pass.
+    assert {n for batch in of_first for n in batch}.isdisjoint({n for batch in of_second for n in batch})
+    of_rank_1 = second.state_dict()
+    monkeypatch.setattr(random_session, "ranks", lambda: (0, 2))
+    state = first.state_dict()
+    assert {**of_rank_1, "rank": 0} == state
+    assert on_rank(1, state)[1] == numbers(islice(second.batch_generator(), 10))
+
+
+def test_states_that_hold_a_ranks_own_items_are_refused_on_others(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for rank in range(2):
+        monkeypatch.setattr(random_session, "ranks", lambda rank=rank: (rank, 2))
+        queue = make(volumes(20), num_workers=0, queue_length=4, max_times_sampled=2)
+        if states:
+            with pytest.raises(ValueError, match=r"taken on rank 0, and holds its items; this is rank 1"):
+                queue.load_state_dict(states[0])
+        next(iter(queue))
+        states.append(queue.state_dict())
 
 
 def test_no_file_descriptor_stays_per_item(make: Any) -> None:
