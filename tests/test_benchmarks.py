@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import check, harness, measure, report
+from tests.benchmarks import check, harness, measure, predictions, report
 from tests.benchmarks.contestants import CONTESTANTS, DEFAULT
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.volumes import write_volumes
@@ -49,3 +52,19 @@ def test_a_contestants_process_is_measured_from_outside(tiny: Setup) -> None:
 def test_a_contestants_error_is_reported(tiny: Setup) -> None:
     with pytest.raises(harness.ContestantFailed, match=r"limit-ram \(time\) ended with status 1[\s\S]*non-negative"):
         harness.run([CONTESTANTS["limit-ram"]], "time", replace(tiny, sleep=-1.0))
+
+
+def test_predictions_are_compared_with_what_loaders_give(
+    tiny: Setup, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = [predictions.Setting(0), predictions.Setting(1, samples_per_volume=2, repeats=2, step=0.001)]
+    monkeypatch.setattr(predictions, "SETTINGS", [replace(setting, queue_length=6) for setting in settings])
+    monkeypatch.setattr(predictions, "write_volumes", lambda *_: tiny.items)
+    parser = argparse.ArgumentParser()
+    predictions.add_arguments(parser)
+    written = tmp_path / "runs.json"
+    options = ["--patch-size", "16", "--seconds", "0.2", "--rounds", "1", "--json", str(written)]
+    assert predictions.main(parser.parse_args(options)) == 0
+    assert "| 1 | 2 | 6 | 2 | 1 ms |" in capsys.readouterr().out
+    [runs] = json.loads(written.read_text())
+    assert all(run["predicted"] > 0 and run["measured"] > 0 for run in runs)

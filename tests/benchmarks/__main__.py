@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, loaders
+from . import chunks, loaders, predictions
 
-COMMANDS = {"chunks": chunks, "loaders": loaders}
+COMMANDS = {"chunks": chunks, "loaders": loaders, "predictions": predictions}
 
 
 def main() -> int:

@@ -144,7 +144,7 @@ def time_one(
     tried = []
     for _ in range(attempts if max_others is not None else 1):
         if max_others is not None:
-            _wait_for_quiet(max_others, patience)
+            wait_for_quiet(max_others, patience)
         result = run([contestant], "time", setup)
         tried.append({**result["measured"][contestant.name], "peak_pss_mib": result["peak_pss_mib"]})
         if max_others is None or _disturbance(tried[-1]) <= max_others:
@@ -156,7 +156,8 @@ def _disturbance(figures: Mapping[str, Any]) -> float:
     return max(figures[mode]["others_cores"] for mode in ("free", "paced"))
 
 
-def _wait_for_quiet(cores: float, patience: float) -> None:
+def wait_for_quiet(cores: float, patience: float) -> None:
+    """Wait until programs keep at most so many cores busy, but no longer than ``patience`` seconds."""
     until = time.monotonic() + patience
     while psutil.cpu_percent(interval=2.0) / 100 * (psutil.cpu_count() or 1) > cores and time.monotonic() < until:
         pass
