@@ -115,7 +115,17 @@ class Pipeline:
                     break
             return loader.stats(), loader.settings()
 
-    def diagnosis(self, **changed_settings: Any) -> Diagnosis:
+    def diagnosis(self) -> Diagnosis:
         """What is said of a run."""
-        stats, settings = self.run()
-        return diagnose(stats, replace(settings, **changed_settings))
+        return diagnose(*self.run())
+
+    def diagnosis_when_calm(self, starved: float) -> Diagnosis:
+        """What is said of the first of three runs that was starved no more than so, or else of the last.
+
+        Other programs that keep all processors busy would starve any of them.
+        """
+        for _ in range(3):
+            diagnosis = self.diagnosis()
+            if diagnosis.starved <= starved:
+                break
+        return diagnosis
