@@ -141,8 +141,8 @@ def _profile(known: argparse.Namespace, overrides: dict[str, Any]) -> None:
     for name in ("step_ms", "seconds"):
         if not getattr(known, name) >= 0:
             raise ValueError(f"--{name} {getattr(known, name)}: expected 0 or more.")
-    if known.output and Path(known.output).suffix != ".json":
-        raise ValueError(f"--output {known.output}: expected a name that ends in .json.")
+    if known.output and (Path(known.output).suffix != ".json" or not Path(known.output).absolute().parent.is_dir()):
+        raise ValueError(f"--output {known.output}: expected a name that ends in .json, in a folder that is there.")
     config, place, loader = _load(known, overrides)
     profile = profile_pipeline(loader, known.seconds, known.step_ms / 1000, not known.no_progress)
     advice, promise = advice_of(profile)

@@ -108,6 +108,8 @@ def as_queue_loader(loader: DataLoader[Any], **changes: Any) -> PatchQueueLoader
         arguments |= {"batch_unit": arguments["batch_unit"] or "patch", "start_background": False, "progress": False}
         if "queue_length" in changes:
             arguments["ram_budget"] = None
+        if "num_workers" in changes:
+            arguments["executor"] = None
     else:
         if loader.batch_size is None:
             raise ValueError("the loader has a batch_sampler; PatchQueueLoader draws batches from its queue.")

@@ -17,6 +17,7 @@ __all__ = ["WELL", "Candidate", "best", "candidates", "ends_waiting", "without_l
 SPARE = 1.2
 #: A consumer that waits for a smaller share of its time is kept waiting by nobody.
 WELL = 0.05
+_HELPS = 1.25
 # Patches of a batch may come from fewer volumes than before, down to this share.
 _MIXING_KEPT = 0.8
 # More workers than that for each processor only help with storage that nobody has.
@@ -73,15 +74,17 @@ def candidates(start: Candidate, enough: Callable[[Candidate], bool]) -> list[Ca
 
 
 def best(start: Candidate) -> Candidate | None:
-    """The changes that help most where none is enough; ``None`` if nothing helps by a tenth.
+    """What helps where nothing is enough: the first kind of change, or pair of kinds, that gives a quarter more.
 
-    Of those that help about as much, the first: the one with the fewest kinds of changes, and the weakest.
+    It is the weakest change of that kind that gives about as much as any of it. ``None`` if there is none.
     """
-    every = [each for size in (1, 2) for moves in combinations(_MOVES, size) for each in _made(start, moves)]
-    most = max((each.patches_per_second for each in every), default=0.0)
-    if most < 1.1 * start.patches_per_second:
-        return None
-    return next(each for each in every if each.patches_per_second >= 0.97 * most)
+    for size in (1, 2):
+        for moves in combinations(_MOVES, size):
+            made = list(_made(start, moves))
+            most = max((each.patches_per_second for each in made), default=0.0)
+            if most >= _HELPS * start.patches_per_second:
+                return next(each for each in made if each.patches_per_second >= 0.97 * most)
+    return None
 
 
 def ends_waiting(candidate: Candidate, uneven: bool = False) -> bool:

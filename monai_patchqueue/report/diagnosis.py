@@ -48,7 +48,7 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
     The rate of a pipeline is that of its slowest stage (see ``docs/diagnosis.md``): of all workers together, of the
     processors, of the thread that assembles batches, or of the consumer. An advice is the weakest change of settings
     after which all stages are a fifth faster than the consumer; where there is none, the weakest after which waiting is
-    less than half, and else the one that helps most.
+    less than half, and else one that gives a quarter more patches a second.
 
     Args:
         stats: ``loader.stats()``, after some batches.
@@ -69,7 +69,7 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
     if stats.batches < _FEW_BATCHES or not stats.volumes:
         return Diagnosis(f"too early to tell: {stats.batches} batches of {stats.volumes} volumes so far.", starved)
     if starved < WELL:
-        return Diagnosis(f"all is well: {starved:.0%} of the time was spent waiting for batches.", starved)
+        return Diagnosis(f"all is well: {_percent(starved)} of the time was spent waiting for batches.", starved)
     start = Candidate(times, settings)
     causes = _causes(stats, start)
     text = f"starved {_percent(starved)} of the time: {' and '.join(causes.values())}."

@@ -143,5 +143,5 @@ def _overlay(ax: Axes, label: Any) -> None:
 
     tinted = np.zeros((*label.T.shape, 4))
     for value in np.unique(label[label > 0]):
-        tinted[value == label.T] = to_rgba(_color(int(value)), 0.38)
+        tinted[value == label.T] = to_rgba(_color(int(value)), 0.5)
     ax.imshow(tinted, origin="lower", interpolation="nearest", aspect=ax.get_aspect())

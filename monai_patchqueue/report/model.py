@@ -29,8 +29,8 @@ class StageTimes:
         consumer_cpu: of processors per batch, in the consumer's process: assembling and the consumer's own work.
         longest: of a worker for the slowest of the volumes, its patches included.
         epoch_start: of the consumer at each new epoch, waiting for the first batch, where workers do not persist.
-        contention: by how much, as a share, a volume's processor time grows with each further processor that is busy:
-            they share caches and memory.
+        contention: by how much, as a share, computing takes longer with each further processor that is busy: they share
+            caches and memory, and what other programs leave of them.
         threads_cpus: processors that thread workers are known to have kept busy at once; they share an interpreter.
     """
 

@@ -58,26 +58,17 @@ def _times(profile: PipelineProfile) -> str:
     stages = {**stats.transform_seconds, "writing into the queue": stats.write_seconds}
     rows = [(name, seconds, seconds / total) for name, seconds in stages.items() if seconds >= 1e-5]
     waiting = 1 - min(stats.cpu_seconds / total, 1.0)
-    lines = _bars(rows)
-    batch = [
-        (name, seconds)
-        for name, seconds in (
-            ("collating", stats.assemble_seconds),
-            ("item_transform", stats.item_transform_seconds),
-            ("batch_transform", stats.batch_transform_seconds),
-        )
-        if seconds
-    ]
-    return "\n".join(
-        [
-            f"A volume ({settings.samples_per_volume:g} patches) takes a worker {_ms(total)}, {100 * waiting:.0f} % of "
-            "it waiting (for storage as a rule):",
-            *lines,
-            f"A batch of {settings.batch_size} patches is assembled in "
-            + ", ".join(f"{_ms(seconds)} {name}" for name, seconds in batch)
-            + ".",
-        ]
+    head = (
+        f"A volume ({settings.samples_per_volume:g} patches) takes a worker {_ms(total)}, {100 * waiting:.0f} % of it "
+        "waiting (for storage as a rule):"
     )
+    parts = {
+        "collating": stats.assemble_seconds,
+        "item_transform": stats.item_transform_seconds,
+        "batch_transform": stats.batch_transform_seconds,
+    }
+    assembly = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in parts.items() if seconds)
+    return "\n".join([head, *_bars(rows), f"A batch of {settings.batch_size} patches takes: {assembly}."])
 
 
 def _bars(rows: Sequence[tuple[str, float, float]]) -> list[str]:
@@ -108,7 +99,7 @@ def _predictions(profile: PipelineProfile) -> str:
             if times.step:
                 cell += f" ({100 * expected_starved(times, changed):.0f} %)"
             same = count == settings.num_workers and number == settings.samples_per_volume
-            cells.append(f"{'*' if same else ''}{cell:>{0}}".rjust(14))
+            cells.append(f"{'*' if same else ''}{cell}".rjust(14))
         rates = capacities(times, replace(settings, num_workers=count))
         lines.append(f"{count:9d}" + "".join(cells) + f"   {_STAGES[min(rates, key=rates.__getitem__)]}")
     step = f" to a step of {_ms(times.step)} (in brackets: how much of the time it waits)" if times.step else ""

@@ -26,6 +26,8 @@ from .model import StageTimes
 
 __all__ = ["Measurement", "PipelineProfile", "measure", "num_samples_set_to", "profile_pipeline"]
 
+# More than that need more memory than they tell anything new.
+_MOST_WORKERS = 8
 # After as many volumes as there are workers: the first has to do what no other has (imports, opening of files).
 _VOLUMES_PER_WORKER = 3
 
@@ -74,7 +76,8 @@ def profile_pipeline(
     """Run a loader's pipeline for a few seconds in a queue, and take its stages' times.
 
     One run has one worker; one, two samples where there was one, which tells apart what a volume takes and what a
-    patch does; one, as many workers as there are processors, which tells how much they slow each other down.
+    patch does; one, as many workers as there are processors (but 8 at most), which tells how much they slow each other
+    down.
 
     Args:
         loader: any ``DataLoader`` over a map-style dataset; it is left as it was.
@@ -85,7 +88,7 @@ def profile_pipeline(
     samples = getattr(sample_count_holder(loader.dataset), "num_samples", None)
     with as_queue_loader(loader) as queue:
         settings = queue.settings()
-    num_workers = max(min(math.ceil(settings.cpus), settings.volumes), 1)
+    num_workers = max(min(math.ceil(settings.cpus), settings.volumes, _MOST_WORKERS), 1)
     alone = measure(loader, seconds, progress, num_workers=1)
     runs, doubled = [alone], None
     if samples is not None:
@@ -193,8 +196,8 @@ def _fit(alone: Measurement, doubled: Measurement | None, together: Measurement)
         )
     busy = min(together.settings.num_workers, together.settings.cpus) - 1
     if busy > 0 and alone.stats.cpu_seconds:
-        slower = together.stats.cpu_seconds / alone.stats.cpu_seconds - 1
-        times = replace(times, contention=max(slower, 0.0) / busy)
+        longer = _volume_seconds(together) - _volume_seconds(alone)
+        times = replace(times, contention=max(longer, 0.0) / alone.stats.cpu_seconds / busy)
     return times
 
 
