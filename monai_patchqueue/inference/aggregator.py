@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Activations, AsDiscrete
@@ -250,8 +249,7 @@ class PatchAggregator:
     def _whole(under_way: _VolumeUnderWay) -> MetaTensor | LazyVolume:
         if under_way.output is None:
             raise RuntimeError(f"{under_way.name} is whole, but has no rows")
-        meta = {**under_way.meta, MetaKeys.SPATIAL_SHAPE: np.array(under_way.rows.grid.shape)}
-        volume: MetaTensor | LazyVolume = under_way.output.volume(meta)
+        volume: MetaTensor | LazyVolume = under_way.output.volume(under_way.meta)
         if isinstance(volume, MetaTensor):
             volume.applied_operations = under_way.operations
         return volume

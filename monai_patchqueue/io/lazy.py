@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -13,9 +14,13 @@ from monai.utils import MetaKeys
 
 from .chunks import ChunkedFile
 from .regions import StoredFile
-from .scaling import Scaling
+from .reoriented import ReorientedArray
+from .scaling import Scaling, pieces
 
 __all__ = ["LazyVolume"]
+
+# Voxels that are looked at together where all are.
+_TOGETHER = 2**20
 
 
 class LazyVolume:
@@ -45,7 +50,7 @@ class LazyVolume:
 
     def __init__(
         self,
-        stored: np.ndarray | StoredFile | ChunkedFile,
+        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray,
         scaling: Scaling,
         meta: dict[Any, Any] | None = None,
         channel_axis: int | None = None,
@@ -120,6 +125,59 @@ class LazyVolume:
         """The whole volume as MetaTensor, in memory of its own."""
         whole = self[()]
         return MetaTensor(torch.from_numpy(whole if whole.base is None else whole.copy("K")), meta=dict(self.meta))
+
+    def reoriented(self, axcodes: str) -> LazyVolume:
+        """The volume with its axes in other directions, as ``Orientation`` gives it; it is read no more than before.
+
+        Args:
+            axcodes: where the axes are to point, ``"RAS"`` for instance.
+
+        Raises:
+            ValueError: codes of another number of axes, or a volume that is not of three.
+        """
+        spatial = self.shape[1:]
+        if len(spatial) != 3 or len(axcodes) != 3:
+            raise ValueError(f"axcodes {axcodes!r} for a volume of shape {list(self.shape)}: expected three axes")
+        orientations = nib.orientations
+        affine = self.affine.numpy()
+        change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(axcodes))
+        axes, backwards = list(range(len(self._stored.shape))), [False] * len(self._stored.shape)
+        places = [axis for axis in axes if axis != self._channel_axis]
+        for source, (target, direction) in zip(places, change, strict=True):
+            axes[places[int(target)]] = source
+            backwards[places[int(target)]] = bool(direction < 0)
+        turned = torch.as_tensor(affine @ orientations.inv_ornt_aff(change, spatial), dtype=torch.float64)
+        meta = {**self.meta, MetaKeys.AFFINE: turned}
+        return LazyVolume(ReorientedArray(self._stored, axes, backwards), self._scaling, meta, self._channel_axis)
+
+    def normalized(self) -> LazyVolume:
+        """The volume with mean 0 and standard deviation 1, as ``NormalizeIntensity`` gives it, in float32.
+
+        All voxels are read once, a few at a time, to find them out.
+
+        Raises:
+            ValueError: a volume of several channels.
+        """
+        if self.shape[0] != 1:
+            raise ValueError(f"a volume of {self.shape[0]} channels: expected one, as channels differ in their mean")
+        axis = 1 if self._first_axis_is_slowest() else self.ndim - 1  # what is read together lies together
+        count, mean, squares = 0, 0.0, 0.0
+        for rows in pieces(self.shape[axis], max(1, _TOGETHER * self.shape[axis] // int(np.prod(self.shape)))):
+            index = (*[slice(None)] * axis, rows)
+            part = self[index].astype(np.float64)
+            difference, total = part.mean() - mean, count + part.size
+            squares += ((part - part.mean()) ** 2).sum() + difference**2 * count * part.size / total
+            mean += difference * part.size / total
+            count = total
+        deviation = float(np.sqrt(squares / count)) or 1.0
+        slope, inter = self._scaling.slope / deviation, (self._scaling.inter - mean) / deviation
+        scaling = Scaling(slope, inter, np.dtype(np.float32))
+        return LazyVolume(self._stored, scaling, self.meta, self._channel_axis)
+
+    def _first_axis_is_slowest(self) -> bool:
+        if isinstance(self._stored, np.ndarray):
+            return not self._stored.flags.f_contiguous
+        return getattr(self._stored, "order", "C") == "C"
 
     def _read(self, spans: Sequence[slice]) -> np.ndarray:
         """Stored numbers of a channel-first box, channels first."""
