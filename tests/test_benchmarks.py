@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import check, harness, measure, predictions, report
+from tests.benchmarks import check, evenness, harness, measure, predictions, report, slow_storage
 from tests.benchmarks.contestants import CONTESTANTS, DEFAULT
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.volumes import write_volumes
@@ -68,3 +68,25 @@ def test_predictions_are_compared_with_what_loaders_give(
     assert "| 1 | 2 | 6 | 2 | 1 ms |" in capsys.readouterr().out
     [runs] = json.loads(written.read_text())
     assert all(run["predicted"] > 0 and run["measured"] > 0 for run in runs)
+
+
+def test_a_random_queue_draws_as_evenly_as_theory_predicts(tmp_path: Path) -> None:
+    draws = evenness.Draws(items=40, steps=600, batch_size=4, queue_length=16, num_workers=1)
+    evenness.write_items(tmp_path, draws.items)
+    counts = evenness.count_ours(tmp_path, draws)
+    assert counts.sum() == 600 * 4
+    theory = evenness.predicted(draws)
+    assert abs(evenness.variation(counts) / theory - 1) < 3 / (2 * draws.items) ** 0.5
+    evenness.plot({"ours": counts}, draws, tmp_path / "draws.svg")
+    assert "coefficient of variation" in (tmp_path / "draws.svg").read_text()
+
+
+def test_training_on_slow_storage_is_timed() -> None:
+    storage = slow_storage.Storage(0.02, items=40, batch_size=4, queue_length=8, num_workers=1)
+    policy = slow_storage.Policy("onsample", 16)
+    results = [slow_storage.train_plainly(storage, 4), slow_storage.train_from_queue(storage, policy, 12)]
+    plain, queue = results
+    assert plain.distinct == plain.steps * storage.batch_size
+    assert 13 * 4 / (8 + 13 // 4) <= queue.reuse <= 13 * 4 / 8
+    assert 0 < queue.distinct <= 8 + 13 // 4
+    assert slow_storage.table(results).count("\n") == 3

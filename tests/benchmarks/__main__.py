@@ -6,9 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, loaders, predictions
+from . import chunks, loaders, predictions, random_queue
 
-COMMANDS = {"chunks": chunks, "loaders": loaders, "predictions": predictions}
+COMMANDS = {"chunks": chunks, "loaders": loaders, "predictions": predictions, "random_queue": random_queue}
 
 
 def main() -> int:
