@@ -171,6 +171,7 @@ def test_weighted_sampling_trains(data: Path, tmp_path: Path) -> None:
     [
         ("train", ["train.json"]),
         ("train", ["train.json", "weighted.json"]),
+        ("train", ["train.json", "random_queue.json"]),
         ("train", ["train.json", "evaluate.json"]),
         ("infer", ["inference.json"]),
         ("infer", ["inference.json", "large_volumes.json"]),
