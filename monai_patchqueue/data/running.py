@@ -24,7 +24,7 @@ from ..queue.worker import PreparedVolume
 from .launch import launch, prepare_first
 from .options import QueueOptions
 from .sizing import Sizing
-from .volumes import file_suffix, sample_count_holder, stages_after_sampling
+from .volumes import file_suffix, sample_count_holder, stages_after_sampling, storable_stages
 
 __all__ = ["BatchIterator", "RunningQueue"]
 
@@ -172,6 +172,7 @@ class RunningQueue(ABC):
             repeats=options.repeats,
             volumes=max(round(sizing.patches / samples), 1),
             fixed_samples=sample_count_holder(options.dataset) is None,
+            storable=storable_stages(options.dataset),
             after_sampling=stages_after_sampling(options.dataset) + patch_transform,
             item_transform=options.item_transform,
             patch_transform=options.patch_transform,

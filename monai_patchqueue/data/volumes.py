@@ -22,8 +22,9 @@ from monai.transforms import (
     RandGridPatch,
     RandGridPatchd,
     SplitDimd,
+    Transform,
 )
-from monai.transforms.traits import MultiSampleTrait
+from monai.transforms.traits import MultiSampleTrait, RandomizableTrait
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from ..queue.timing import pipeline_stages
@@ -41,6 +42,7 @@ __all__ = [
     "record_name",
     "sample_count_holder",
     "stages_after_sampling",
+    "storable_stages",
     "transforms_of",
     "volume_name",
     "volume_record",
@@ -244,6 +246,16 @@ def stages_after_sampling(dataset: Any) -> tuple[str, ...]:
     names = list(stages)
     places = [place for place, stage in enumerate(stages.values()) if gives_a_list(stage)]
     return tuple(names[places[0] + 1 :]) if len(places) == 1 else ()
+
+
+def storable_stages(dataset: Any) -> tuple[str, ...]:
+    """Names of the transforms before the first that is random or cuts patches: those that a stored volume spares."""
+
+    def varies(stage: Any) -> bool:
+        return isinstance(stage, RandomizableTrait) or gives_a_list(stage) or not isinstance(stage, Transform)
+
+    stages = pipeline_stages(dataset).items()
+    return tuple(name for name, _ in takewhile(lambda stage: not varies(stage[1]), stages))
 
 
 def file_suffix(dataset: Any) -> str:

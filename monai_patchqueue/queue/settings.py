@@ -26,6 +26,7 @@ class LoaderSettings:
         repeats: draws of each patch.
         volumes: volumes per epoch.
         fixed_samples: the number of samples cannot be changed, as it differs between volumes or is a grid's.
+        storable: names of the transforms that come before everything random, and could be applied once for all epochs.
         after_sampling: names of the transforms that are applied to each patch, after the one that cuts them.
         item_transform: as the loader has it.
         patch_transform: as the loader has it.
@@ -51,6 +52,7 @@ class LoaderSettings:
     repeats: int = 1
     volumes: int = 1
     fixed_samples: bool = False
+    storable: tuple[str, ...] = ()
     after_sampling: tuple[str, ...] = ()
     item_transform: Callable[[Any], Any] | None = None
     patch_transform: Callable[[Any], Any] | None = None

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..queue.settings import LoaderSettings
-from .candidates import Candidate, best, candidates, ends_waiting, without_loading
+from .candidates import Candidate, best, candidates, ends_waiting, with_store
 
 __all__ = ["Advice", "advise", "in_one_sentence"]
 
-# The store reads patches instead of decompressing volumes, which takes less than this share of the time.
+# The store reads patches instead of preparing volumes, which takes less than this share of the time.
 _STORE_TAKES = 0.1
 _ALTERNATIVES = 3
 
@@ -36,20 +36,20 @@ class Advice:
 
 
 def advise(
-    start: Candidate, starved: float, loading: float = 0.0, uneven: bool = False
+    start: Candidate, starved: float, storable: float = 0.0, uneven: bool = False
 ) -> tuple[tuple[Advice, ...], str]:
     """Changes that would keep a consumer from waiting.
 
     Args:
         start: the loader as it is.
         starved: share of the time that the consumer waits now.
-        loading: seconds per volume that go by in reading files.
+        storable: seconds per volume that go by in what could be done once for all epochs.
         uneven: it waits only for volumes that are slower than others.
 
     Returns:
         Alternatives that keep the same promise, and that promise.
     """
-    stored = without_loading(start, (1 - _STORE_TAKES) * loading)
+    stored = with_store(start, (1 - _STORE_TAKES) * storable)
 
     def ends(candidate: Candidate) -> bool:
         return ends_waiting(candidate, uneven)
@@ -60,8 +60,8 @@ def advise(
     promises: Sequence[tuple[Callable[[Candidate], bool], str]] = ((ends, "end it"), (halves, "more than halve it"))
     for enough, promise in promises:
         found = [_to_advice(start.settings, each) for each in candidates(start, enough)][:_ALTERNATIVES]
-        if loading and enough(stored):
-            found.append(Advice("the chunked store", {}, stored.starved, stored.patches_per_second))
+        if storable and enough(stored):
+            found.append(Advice("the chunked store (ChunkedDataset)", {}, stored.starved, stored.patches_per_second))
         if found:
             return tuple(found), promise
     helping = None if uneven else best(start)

@@ -11,7 +11,7 @@ from typing import Any
 from ..queue.settings import LoaderSettings
 from .model import StageTimes, capacities, covers_longest, deliverable, expected_starved, mixing
 
-__all__ = ["WELL", "Candidate", "best", "candidates", "ends_waiting", "without_loading"]
+__all__ = ["WELL", "Candidate", "best", "candidates", "ends_waiting", "with_store"]
 
 #: Stages need to be so much faster than the consumer for it not to wait: no volume takes the mean time.
 SPARE = 1.2
@@ -98,8 +98,8 @@ def ends_waiting(candidate: Candidate, uneven: bool = False) -> bool:
     return fast and (not uneven or covers_longest(times, settings))
 
 
-def without_loading(start: Candidate, seconds: float) -> Candidate:
-    """What would be if a volume took so many seconds less to load, in processor time as far as that was spent on it."""
+def with_store(start: Candidate, seconds: float) -> Candidate:
+    """What would be if a volume took so many seconds less, in processor time as far as that was spent on it."""
     times = start.times
     left = max(times.volume - seconds, 0.0)
     share = left / times.volume if times.volume else 1.0

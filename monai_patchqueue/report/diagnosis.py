@@ -59,10 +59,10 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
         >>> stats = QueueStats(batches=100, volumes=50, seconds=10.0, wait_seconds=0.05,
         ...                    load_seconds=0.4, transform_seconds={"LoadImaged": 0.4}, step_seconds=0.05)
         >>> settings = LoaderSettings(num_workers=2, samples_per_volume=8, batch_size=4, queue_length=128,
-        ...                           volumes=50, suffix=".gz", cpus=8)
+        ...                           volumes=50, storable=("LoadImaged",), suffix=".gz", cpus=8)
         >>> print(diagnose(stats, settings))
         starved 50 % of the time: workers spend 100 % in LoadImaged (gzip). 3 more workers, samples_per_volume 8 → 24
-        with queue_length 128 → 384, or the chunked store would end it.
+        with queue_length 128 → 384, or the chunked store (ChunkedDataset) would end it.
     """
     times = stage_times(stats, settings)
     starved = _starved(stats)
@@ -73,8 +73,8 @@ def diagnose(stats: QueueStats, settings: LoaderSettings) -> Diagnosis:
     start = Candidate(times, settings)
     causes = _causes(stats, start)
     text = f"starved {_percent(starved)} of the time: {' and '.join(causes.values())}."
-    loading = sum(seconds for name, seconds in stats.transform_seconds.items() if name.startswith("Load"))
-    advice, promise = advise(start, starved, loading, uneven="uneven" in causes)
+    storable = sum(stats.transform_seconds.get(name, 0.0) for name in settings.storable)
+    advice, promise = advise(start, starved, storable, uneven="uneven" in causes)
     text += f" {in_one_sentence(advice, promise)}" if advice else " No setting of the loader would help."
     return Diagnosis(text, starved, tuple(causes), advice)
 

@@ -31,14 +31,14 @@ def advice_of(profile: PipelineProfile) -> tuple[Sequence[Advice], str]:
     """
     start = Candidate(profile.times, profile.settings)
     if not profile.times.step:
-        return advise(start, 1.0, _loading(profile))
+        return advise(start, 1.0, _storable(profile))
     if ends_waiting(start) or start.starved < WELL / 2:
         return (), ""
-    return advise(start, start.starved, _loading(profile))
+    return advise(start, start.starved, _storable(profile))
 
 
-def _loading(profile: PipelineProfile) -> float:
-    return sum(seconds for name, seconds in profile.stats.transform_seconds.items() if name.startswith("Load"))
+def _storable(profile: PipelineProfile) -> float:
+    return sum(profile.stats.transform_seconds.get(name, 0.0) for name in profile.settings.storable)
 
 
 def profile_as_text(profile: PipelineProfile, advice: Sequence[Advice], promise: str) -> str:
@@ -75,7 +75,7 @@ def _bars(rows: Sequence[tuple[str, float, float]]) -> list[str]:
     width = max(len(name) for name, _, _ in rows)
     most = max(share for _, _, share in rows)
     return [
-        f"  {name:<{width}} {1000 * seconds:9.1f} ms {100 * share:4.0f} %  {'█' * round(_BAR * share / most)}"
+        f"  {name:<{width}} {1000 * seconds:9.1f} ms {100 * share:4.0f} %  {'█' * round(_BAR * share / most)}".rstrip()
         for name, seconds, share in rows
     ]
 

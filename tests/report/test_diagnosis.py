@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from monai.data import Dataset
+from monai.transforms import Compose, EnsureTyped, Identityd, RandFlip
 
-from monai_patchqueue import diagnose
+from monai_patchqueue import PatchQueueLoader, RandUniformPatchd, diagnose
 from monai_patchqueue.queue.settings import LoaderSettings
 from monai_patchqueue.queue.stats import QueueStats
 from tests.report.slow_pipelines import Compute, Pipeline, Sleep
@@ -80,7 +82,7 @@ def test_each_of_several_alternatives_does_by_itself() -> None:
         ["queue_length", "samples_per_volume"],
         [],
     ]
-    assert before.advice[2].text == "the chunked store"
+    assert before.advice[2].text == "the chunked store (ChunkedDataset)"
     after = pipeline.changed(before.advice[1].changes).diagnosis_when_calm(before.starved / 2)
     assert after.starved <= before.starved / 2
 
@@ -183,3 +185,21 @@ def test_a_few_batches_say_nothing_yet() -> None:
     diagnosis = diagnose(replace(STATS, batches=3), SETTINGS)
     assert "too early" in str(diagnosis)
     assert not diagnosis.advice
+
+
+def test_the_store_spares_what_comes_before_everything_random() -> None:
+    spent = {"LoadImaged": 0.04, "Spacingd": 0.03, "RandFlipd": 0.01}
+    slow = replace(STATS, step_seconds=0.011, transform_seconds=spent)
+    stored = replace(SETTINGS, storable=("LoadImaged", "Spacingd"))
+    assert "ChunkedDataset" in str(diagnose(slow, stored))
+    assert "ChunkedDataset" not in str(diagnose(slow, replace(stored, storable=("LoadImaged",))))
+
+
+def test_a_loaders_settings_say_what_could_be_stored_and_what_is_done_to_patches() -> None:
+    pipeline = Compose([EnsureTyped("image"), Identityd("image"), RandFlip(), RandUniformPatchd("image", 4, 3), abs])
+    with PatchQueueLoader(Dataset([{"image": 0}] * 5, pipeline), batch_size=2, batch_unit="patch", repeats=2) as loader:
+        settings = loader.settings()
+    assert settings.storable == ("EnsureTyped", "Identityd")
+    assert settings.after_sampling == ("abs",)
+    assert (settings.samples_per_volume, settings.volumes, settings.batch_size, settings.repeats) == (3, 5, 2, 2)
+    assert not settings.fixed_samples
