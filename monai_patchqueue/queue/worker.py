@@ -13,6 +13,7 @@ import torch
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
+from .freed_memory import keep_freed_memory
 from .lent_items import lending
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
 from .schedule import PREPARE, Ticket, seed_sequence
@@ -90,6 +91,7 @@ class Preparer:
         self._trace_names = TraceNames(ids, recipe.traced)
         if where == "process":
             torch.set_num_threads(1)
+            keep_freed_memory()
 
     def __call__(self, ticket: Ticket) -> PreparedVolume:
         """Prepare one volume.
