@@ -92,8 +92,9 @@ class ChunkedDataset(PersistentDataset):
         check_installed()
         if check not in CHECKS:
             raise ValueError(f"check must be one of {', '.join(map(repr, CHECKS))}, got {check!r}")
-        sizes = [chunk_shape] if chunk_shape is None or isinstance(chunk_shape, int) else list(chunk_shape)
-        if not sizes or not all(size is None or (isinstance(size, int) and size > 0) for size in sizes):
+        chunk = chunk_shape if chunk_shape is None or isinstance(chunk_shape, int) else tuple(chunk_shape)
+        sizes = chunk if isinstance(chunk, tuple) else (1 if chunk is None else chunk,)
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(f"chunk_shape must be a positive int, or one for each spatial axis, got {chunk_shape!r}")
         super().__init__(data, transform, Path(cache_dir).expanduser())
         self.chunk_shape = chunk_shape
@@ -110,8 +111,8 @@ class ChunkedDataset(PersistentDataset):
             )
         recipe = self.transform
         composed = (recipe.lazy, recipe.overrides, recipe.map_items, recipe.unpack_items, transforms[: self._split])
-        self._pipeline = fingerprint(FORMAT, version, chunk_shape, get_track_meta(), composed)[:16]
-        self._items = StoredItems(EntryFolder(Path(self.cache_dir)), chunk_shape, mmap)
+        self._pipeline = fingerprint(FORMAT, version, chunk, get_track_meta(), composed)[:16]
+        self._items = StoredItems(EntryFolder(Path(self.cache_dir)), chunk, mmap)
         self._names: dict[int, str] = {}
 
     def prepare(self, num_workers: int = 1, progress: bool = True) -> None:

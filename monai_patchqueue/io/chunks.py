@@ -23,7 +23,7 @@ CHUNK_VOXELS = 1 << 18
 BLOCK_VOXELS = 1 << 13
 """Chunks are what a file is made of; blocks within them are what is decompressed for a region. Both were measured."""
 
-OPEN_FILES = 256
+OPEN_FILES = 128
 """Files that one thread keeps open: opening one takes as long as reading a small patch."""
 
 

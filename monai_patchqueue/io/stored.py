@@ -30,6 +30,8 @@ SMALL_BYTES = 4096
 """Smaller arrays are kept as plain data."""
 REMEMBERED = 128
 """Entries of which a process keeps what their manifests say."""
+MAPPED_INDICES = 64
+"""Indices of which a process keeps the files open."""
 
 
 class StoredIndices:
@@ -52,13 +54,18 @@ class StoredIndices:
             make: makes them; None where none are to be kept.
         """
         name = f"{self._volume}.{what}"
+        damage: Exception | None = None
         try:
             return _arrays(*_version(self._folder, name))
-        except FileNotFoundError:
-            arrays = make()
+        except (OSError, ValueError) as error:
+            damage = error if name in self._folder else None
+        arrays = make()
         if arrays is None:
             return None
         try:
+            if damage:
+                logger.warning("an index is made again: %s", damage)
+                self._folder.remove(name)
             files: dict[str, bytes] = {}
             content = encode(arrays, lambda array, path: _keep_raw(array, path, files))
             self._folder.write(name, content, files)
@@ -209,7 +216,7 @@ def _content(root: Path, name: str, _inode: int, _mtime: int) -> Any:
     return EntryFolder(root).read(name)
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(MAPPED_INDICES)
 def _arrays(root: Path, name: str, _inode: int, _mtime: int) -> dict[str, Any]:
     folder = EntryFolder(root)
     arrays: dict[str, Any] = decode(folder.read(name), lambda _, file: np.load(folder.path(name, file), mmap_mode="r"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -210,6 +211,7 @@ def test_what_decides_the_outcome_decides_what_is_read(files: list[dict[str, Any
 
     first = stored()
     assert first == stored()
+    assert stored(chunk_shape=[8, 9, 10]) == stored(chunk_shape=(8, 9, 10))
     assert len(first) == len(files)
     others = [
         stored(0.5),
@@ -266,6 +268,23 @@ def test_an_entry_that_cannot_be_read_is_prepared_again(
     victim.unlink() if file == "label.b2nd" else victim.write_text("{}")
     assert_same(items(dataset), expected)
     assert re.search(r"volume \d .*image_\d\.nii.* is prepared again", caplog.text)
+
+
+@pytest.mark.parametrize("file", ["entry.json", "ranks"])
+def test_an_index_that_cannot_be_read_is_made_again(
+    files: list[dict[str, Any]], tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = np.random.default_rng(0).random(SHAPE) < 0.03  # many runs, so that they are in files of their own
+    label = write_nifti(tmp_path / "label.nii", noise.astype(np.uint8))
+    transform = Compose([load(), RandLabelPatchd(KEYS, "label", 8, 3)])
+    dataset = ChunkedDataset([{**files[0], "label": label}], transform, tmp_path / "store")
+    expected = items(dataset)
+    victim = next(path for path in sorted(tmp_path.rglob("*")) if ".label-" in str(path) and file in path.name)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    os.utime(victim.parent / "entry.json", (1, 1))  # it is not remembered
+    assert_same(items(dataset), expected)
+    assert "an index is made again" in caplog.text
+    assert dataset.verify(progress=False) == []
 
 
 def test_a_full_disk_is_an_error_with_sizes_and_leaves_whole_entries(
