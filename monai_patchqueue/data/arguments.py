@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import SmartCacheDataset
+from monai.data.utils import worker_init_fn as monai_worker_init_fn
 from torch.utils.data import IterableDataset
 
 from ..queue.memory import parse_budget
@@ -37,7 +38,7 @@ def check_dataset(dataset: Any) -> None:
         raise ValueError("the dataset is empty: there is nothing to train on.")
 
 
-def check_unused(*, prefetch_factor: int | None, batch_sampler: object, in_order: bool) -> None:
+def check_unused(*, prefetch_factor: int | None, batch_sampler: object, pin_memory_device: str, in_order: bool) -> None:
     """Refuse arguments of torch's ``DataLoader`` that mean nothing here."""
     if prefetch_factor is not None:
         raise ValueError(
@@ -46,6 +47,11 @@ def check_unused(*, prefetch_factor: int | None, batch_sampler: object, in_order
     if batch_sampler is not None:
         raise ValueError(
             "batch_sampler is not supported: batches are drawn from the queue. Pass a sampler for the order of volumes."
+        )
+    if pin_memory_device and torch.device(pin_memory_device).type != "cuda":
+        raise ValueError(
+            f"pin_memory_device={pin_memory_device!r}: memory is pinned for CUDA devices. Leave it out, and pin_memory "
+            "too where there is none."
         )
     if not in_order:
         raise ValueError("in_order=False is not supported: the order of batches is part of what the queue guarantees.")
@@ -117,6 +123,8 @@ def resolve(*, multiprocessing_context: str | BaseContext | None, **arguments: A
         if arguments[name] is not None and not callable(arguments[name]):
             raise TypeError(f"{name} is a {type(arguments[name]).__name__}; expected something callable.")
     _check_workers(arguments)
+    if arguments["worker_init_fn"] is monai_worker_init_fn:
+        arguments["worker_init_fn"] = None  # it seeds random transforms per worker; here they are, per volume
     device = arguments.pop("device")
     if arguments["pin_memory"] and not torch.cuda.is_available():
         arguments["pin_memory"] = False  # as torch's DataLoader does

@@ -10,7 +10,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 from tqdm import tqdm
 
 from .arguments import check_dataset, check_unused, patch_batch_size, resolve
@@ -66,9 +66,10 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
         progress: show a progress bar over each epoch's batches.
         timeout: seconds to wait for a batch; 0: for as long as it takes.
         generator: for the order of volumes under ``shuffle``.
-        worker_init_fn: called with the worker's number when it starts.
+        worker_init_fn: called with the worker's number when it starts; MONAI's own has nothing to do here.
         prefetch_factor: refused: ``queue_length`` decides how far producers run ahead.
         batch_sampler: refused: batches are drawn from the queue.
+        pin_memory_device: a CUDA device, whichever: what is pinned is pinned for all of them.
         in_order: ``False`` is refused: order is guaranteed.
 
     Raises:
@@ -125,10 +126,16 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
         worker_init_fn: Callable[[int], object] | None = None,
         prefetch_factor: int | None = None,
         batch_sampler: None = None,
+        pin_memory_device: str = "",
         in_order: bool = True,
     ) -> None:
         check_dataset(dataset)
-        check_unused(prefetch_factor=prefetch_factor, batch_sampler=batch_sampler, in_order=in_order)
+        check_unused(
+            prefetch_factor=prefetch_factor,
+            batch_sampler=batch_sampler,
+            pin_memory_device=pin_memory_device,
+            in_order=in_order,
+        )
         if shuffle and sampler is not None:
             raise ValueError("shuffle=True and a sampler exclude each other: the sampler decides the order.")
         counts = count_patches(dataset, samples_per_volume)
@@ -189,6 +196,25 @@ class PatchQueueLoader(QueueFace, DataLoader[Any]):
     @multiprocessing_context.setter
     def multiprocessing_context(self, context: str | BaseContext | None) -> None:
         self.__dict__["multiprocessing_context"] = context
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        """What Accelerate asks before it makes a plain ``DataLoader`` of a loader's dataset; told so, it leaves us be.
+
+        Raises:
+            RuntimeError: Accelerate would have divided the volumes between processes, and nobody else does.
+        """
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if ranks > 1 and isinstance(self.sampler, (RandomSampler, SequentialSampler)):
+            raise RuntimeError(
+                f"each of the {ranks} processes would train on all volumes: Accelerate cannot divide those of a queue. "
+                "Give PatchQueueLoader a DistributedSampler."
+            )
+        return True
+
+    @_is_accelerate_prepared.setter
+    def _is_accelerate_prepared(self, prepared: bool) -> None:
+        """Accelerate marks what it returns."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = self._session.iterate()

@@ -81,9 +81,13 @@ def _lending_class(cls: Any) -> Any:
 def _cached_item(dataset: Any, index: int) -> Any:
     """The item that the dataset would copy; ``None`` where it would do anything else."""
     cached = dataset._cache
-    if dataset.copy_cache is not True or dataset.hash_as_key or type(cached) is not list:
+    if dataset.copy_cache is not True or type(cached) is not list:
         return None
-    return cached[index] if 0 <= index < len(cached) else None
+    place = index
+    if dataset.hash_as_key:
+        key, keys = dataset.hash_func(dataset.data[index]), dataset._hash_keys
+        place = keys.index(key) if key in keys else -1
+    return cached[place] if 0 <= place < len(cached) else None
 
 
 def _first_random(compose: Any) -> int | None:

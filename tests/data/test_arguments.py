@@ -59,6 +59,7 @@ from tests.volumes import blobs
         ({"prefetch_factor": 2}, ValueError, "queue_length decides"),
         ({"batch_sampler": [[0]]}, ValueError, "batch_sampler is not supported"),
         ({"in_order": False}, ValueError, "in_order"),
+        ({"pin_memory_device": "xpu"}, ValueError, "pin_memory_device='xpu'.*CUDA"),
         ({"collate_fn": "list"}, TypeError, "collate_fn is a str"),
         ({"patch_transform": 3}, TypeError, "patch_transform is a int"),
         ({"item_transform": 3}, TypeError, "item_transform"),

@@ -176,6 +176,20 @@ def test_no_volume_is_copied_before_a_crop(crop: str) -> None:
     assert len(copies) >= 6
 
 
+def test_no_volume_is_copied_that_is_found_by_a_hash() -> None:
+    transforms = Compose(CROPS["our label by index"]())
+    twice = [*records(), *records()]  # as some scripts make longer epochs
+    dataset = CacheDataset(twice, transforms, hash_as_key=True, hash_func=lambda r: bytes(r["age"]), progress=False)
+    assert len(dataset._cache) == 3
+    was = content(dataset)
+    with counting_copies(of_at_least=dataset._cache[0]["image"].nbytes) as copies:
+        lent = batches(dataset)
+    assert not copies
+    assert content(dataset) == was
+    with copying():
+        assert batches(dataset) == lent
+
+
 class Subclass(RandSpatialCropd):
     """A crop that writes."""
 
