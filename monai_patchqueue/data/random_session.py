@@ -20,6 +20,7 @@ from ..queue.random_schedule import RandomDraws, RandomPlan, Residents, ReusePol
 from ..queue.ranks import ranks
 from ..queue.runner import Runner
 from ..queue.schedule import Ticket
+from ..queue.settings import LoaderSettings
 from ..queue.worker import PreparedVolume
 from .launch import launch
 from .options import QueueOptions
@@ -31,6 +32,8 @@ __all__ = ["RandomOptions", "RandomSession"]
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
+# Draws of an item that no other has to come for.
+_WITHOUT_LIMIT = 1e9
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class RandomSession(RunningQueue):
         mode = "always" if self._random.policy.always else "onsample"
         length = stats.queue_length or "?"
         return f"items={self._sizing.patches}, mode={mode!r}, qsize={self.qsize}/{length}, drawn={stats.patches}"
+
+    def settings(self) -> LoaderSettings:
+        policy = self._random.policy
+        reuse = policy.samples_per_insert or (_WITHOUT_LIMIT if policy.always else policy.batch_size)
+        return replace(super().settings(), repeats=reuse)
 
     # -- filling
 

@@ -23,7 +23,7 @@ class LoaderSettings:
         queue_length: patches that draws are made from.
         worker_type: ``"process"`` or ``"thread"``.
         persistent_workers: whether workers go on between epochs.
-        repeats: draws of each patch.
+        repeats: draws of each patch, on average.
         volumes: volumes per epoch.
         fixed_samples: the number of samples cannot be changed, as it differs between volumes or is a grid's.
         storable: names of the transforms that come before everything random, and could be applied once for all epochs.
@@ -49,7 +49,7 @@ class LoaderSettings:
     queue_length: int
     worker_type: str = "process"
     persistent_workers: bool = True
-    repeats: int = 1
+    repeats: float = 1
     volumes: int = 1
     fixed_samples: bool = False
     storable: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from ignite.engine import Engine
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Randomizable, RandSpatialCropSamplesd, Transform
 
-from monai_patchqueue import PriorityHandler, RandomQueueDataset
+from monai_patchqueue import PriorityHandler, RandomQueueDataset, diagnose
 from monai_patchqueue.data import random_session
 from tests.pipelines import append_line, lines, make_loader
 from tests.processes import die, wait_for, workers
@@ -598,6 +598,17 @@ def test_no_file_descriptor_stays_per_item(make: Any) -> None:
         before = len(os.listdir("/proc/self/fd"))
         numbers(batches)
         assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_workers_are_to_blame_only_where_batches_wait_for_them(make: Any) -> None:
+    def causes(**arguments: Any) -> tuple[str, ...]:
+        queue = make(volumes(20), Slow(0.02), num_workers=1, **arguments)
+        for _ in queue:
+            pass
+        return tuple(diagnose(queue.stats(), queue.settings()).causes)
+
+    assert any(cause.startswith("workers") for cause in causes(samples_per_insert=1))
+    assert not any(cause.startswith("workers") for cause in causes(mode="always"))
 
 
 def test_log_sampling_says_how_evenly_items_were_drawn(make: Any, caplog: pytest.LogCaptureFixture) -> None:
