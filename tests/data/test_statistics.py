@@ -67,6 +67,18 @@ def test_a_consumer_that_waits_is_starved_and_one_that_is_slow_is_not() -> None:
         assert loader.stats().patches_per_second < 45
 
 
+def test_the_first_waits_of_epochs_are_told_from_the_others() -> None:
+    dataset = Patches([2] * 4, fault=slow)
+    with make_loader(dataset, 1, worker_type="thread", batch_size=2, persistent_workers=False) as loader:
+        list(loader)
+        stats = loader.stats()
+        assert 0.04 < stats.first_wait_seconds <= stats.max_wait_seconds
+        assert stats.epoch_wait_seconds == 0
+        list(loader)
+        assert loader.stats().first_wait_seconds == stats.first_wait_seconds
+        assert 0.04 < loader.stats().epoch_wait_seconds <= loader.stats().max_wait_seconds
+
+
 @pytest.mark.parametrize(
     "workers", [*WORKERS, pytest.param({"executor": SlowCounts()}, id="executor that does not say how much it can do")]
 )
