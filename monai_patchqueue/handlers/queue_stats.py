@@ -4,16 +4,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-if TYPE_CHECKING:
-    from monai_patchqueue.queue.stats import QueueStats
+from ..queue.combine import as_plain, combined, from_plain
+from ..queue.stats import QueueStats
+from .machine import MachineMonitor
+from .patch_tally import PatchTally
+from .ranks import RankExchange
 
-__all__ = ["QueueStatsHandler"]
+__all__ = ["BOTTLENECKS", "FIGURES", "HasStats", "QueueStatsHandler"]
+
+# The stages that ``queue_bottleneck`` names by number.
+BOTTLENECKS = ("unknown", "consumer", "workers", "assembly", "item_transform", "batch_transform", "queue")
+
+FIGURES = (
+    *QueueStats().scalars(),
+    "bottleneck",
+    "foreground_share",
+    "last_foreground_share",
+    "centers_<class>",
+    "memory_bytes",
+    "gpu_utilization",
+    "gpu_memory_bytes",
+    "gpu_allocated_bytes",
+)
 
 
 class HasStats(Protocol):
@@ -29,14 +48,14 @@ class QueueStatsHandler:
 
     Attached to a trainer, it makes the queue's figures show up wherever metrics do: MONAI's ``StatsHandler``,
     ``TensorBoardStatsHandler``, ``MLFlowHandler`` and ``MetricLogger``, Ignite's ``ProgressBar`` and loggers. It reads
-    ``loader.stats()`` and nothing else, and works with any engine. Ignite clears metrics neither between epochs nor
-    between runs; each figure stays until the next iteration overwrites it.
+    ``loader.stats()`` and the trainer's batches, and works with any engine. Ignite clears metrics neither between
+    epochs nor between runs; each figure stays until the next iteration overwrites it.
 
     Each metric's name is ``name``, an underscore and one of these (``queue_length`` gets no second ``queue_``):
 
-    ===========================  =========  ================================================================
+    ===========================  =========  =====================================================================
     figure                       unit       meaning
-    ===========================  =========  ================================================================
+    ===========================  =========  =====================================================================
     ``epoch``                    –          the queue's epoch, from 0
     ``batches``                  batches    handed out
     ``patches``                  patches    handed out
@@ -72,11 +91,28 @@ class QueueStatsHandler:
     ``failures``                 volumes    could not be prepared and were replaced
     ``lost_draws``               draws      left out, so that all ranks make the same number of steps
     ``extra_draws``              draws      made again, for the same reason
-    ===========================  =========  ================================================================
+    ``volumes_seen``             volumes    patches were handed out of
+    ``volume_patches_min``       patches    handed out of the volume that gave fewest
+    ``volume_patches_max``       patches    handed out of the volume that gave most
+    ``bottleneck``               –          what keeps batches from coming faster: 0 unknown, 1 consumer, 2 workers, 3
+                                            assembly, 4 item_transform, 5 batch_transform, 6 queue
+    ``foreground_share``         share      of all patches, that have any foreground (with ``label_key``)
+    ``last_foreground_share``    share      of the last batch's patches, likewise
+    ``centers_<class>``          patches    with a voxel of that class at their center (with ``label_key``)
+    ``memory_bytes``             bytes      of memory, resident, of this process and its workers
+    ``gpu_utilization``          share      of the last moments, in which the GPU was computing (with the extra ``gpu``)
+    ``gpu_memory_bytes``         bytes      of the GPU's memory that are taken, by anyone
+    ``gpu_allocated_bytes``      bytes      that tensors of this process took on the GPU at most
+    ===========================  =========  =====================================================================
 
-    All count from the loader's first batch on, over all epochs.
-    ``starved`` is the one to look at first: near 0, the engine never waits and more workers gain nothing; near 1, it
-    does little but wait.
+    All count from the loader's first batch on, over all epochs, and over the runs before where the handler is part of a
+    checkpoint. ``starved`` is the one to look at first: near 0, the engine never waits and more workers gain nothing;
+    near 1, it does little but wait. Figures of the GPU are there where CUDA is.
+
+    In a distributed run each rank has figures of its own queue, as any of them can be the one that the others wait for.
+    At the end of an epoch, those of all ranks that have the handler are put together under ``queue_all_<figure>``:
+    counts, rates and bytes are sums, shares and times are means (``max_wait_seconds``: the longest). They are passed on
+    through the process group's store; no rank waits long for another.
 
     Args:
         loader: a ``PatchQueueLoader``, or anything else whose ``stats()`` returns
@@ -84,11 +120,17 @@ class QueueStatsHandler:
         name: what the figures' names and the log lines begin with; where an engine has several loaders, one each.
         figures: which of the figures above to put into the metrics. ``None``: all.
         epoch_log: log a line at the end of each epoch, at level ``INFO``.
+        label_key: where batches have the label map, to count classes at the patches' centers and patches with
+            foreground. ``None``: they are not counted.
+
+    Raises:
+        TypeError: a loader without ``stats()``, or ``figures`` that are one string.
+        ValueError: a figure that there is not.
 
     Example:
         In a bundle, as the first of the training handlers, since the configs for several GPUs count from the end::
 
-            {"_target_": "monai_patchqueue.QueueStatsHandler", "loader": "@train#dataloader"}
+            {"_target_": "monai_patchqueue.QueueStatsHandler", "loader": "@train#dataloader", "label_key": "label"}
 
         In Python:
 
@@ -104,7 +146,12 @@ class QueueStatsHandler:
     """
 
     def __init__(
-        self, loader: HasStats, name: str = "queue", figures: Sequence[str] | None = None, epoch_log: bool = True
+        self,
+        loader: HasStats,
+        name: str = "queue",
+        figures: Sequence[str] | None = None,
+        epoch_log: bool = True,
+        label_key: str | None = None,
     ) -> None:
         if not callable(getattr(loader, "stats", None)):
             raise TypeError(
@@ -113,11 +160,20 @@ class QueueStatsHandler:
             )
         if isinstance(figures, str):
             raise TypeError(f"figures: expected a sequence of names, got the string {figures!r}.")
+        for figure in figures or ():
+            if figure not in FIGURES and not figure.startswith("centers_"):
+                raise ValueError(f"figures: {figure!r} is none of {', '.join(FIGURES)}.")
         self.loader = loader
         self.name = name
         self.figures = None if figures is None else tuple(figures)
         self.epoch_log = epoch_log
+        self.label_key = label_key
         self.logger = logging.getLogger(__name__)
+        self.tally = None if label_key is None else PatchTally(label_key)
+        self._before = QueueStats()  # of runs before, out of a checkpoint
+        self._already = QueueStats()  # of the loader's figures, what these include
+        self._machine = MachineMonitor()
+        self._ranks = RankExchange(name)
 
     def attach(self, engine: Engine) -> None:
         """Register the handler; attaching it twice to an engine is the same as once.
@@ -125,10 +181,32 @@ class QueueStatsHandler:
         Args:
             engine: the engine that draws from the loader, as a rule a trainer.
         """
-        if not engine.has_event_handler(self.update_metrics, Events.ITERATION_COMPLETED):
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self.update_metrics)
-        if not engine.has_event_handler(self.epoch_completed, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        for event, handler in (
+            (Events.STARTED, self.started),
+            (Events.ITERATION_STARTED, self.look_at_batch),
+            (Events.ITERATION_COMPLETED, self.update_metrics),
+            (Events.EPOCH_COMPLETED, self.epoch_completed),
+        ):
+            if not engine.has_event_handler(handler, event):
+                engine.add_event_handler(event, handler)
+
+    def started(self, engine: Engine) -> None:
+        """Find the GPU that the engine runs on, and the other ranks.
+
+        Args:
+            engine: the engine.
+        """
+        self._machine = MachineMonitor(getattr(engine.state, "device", None))
+        self._ranks.join()
+
+    def look_at_batch(self, engine: Engine) -> None:
+        """Count the batch's patches, before anybody changes it.
+
+        Args:
+            engine: the engine.
+        """
+        if self.tally is not None:
+            self.tally.add(engine.state.batch)
 
     def update_metrics(self, engine: Engine) -> None:
         """Put the figures into ``engine.state.metrics``.
@@ -136,32 +214,66 @@ class QueueStatsHandler:
         Args:
             engine: the engine.
         """
-        self._put(engine, self.loader.stats())
+        self._put(engine, self._scalars(self.stats()))
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Bring the metrics up to date and log a line.
+        """Bring the metrics up to date, put those of all ranks together, and log a line.
 
         Args:
             engine: the engine.
         """
-        stats = self.loader.stats()
-        self._put(engine, stats)
+        stats = self.stats()
+        self._put(engine, self._scalars(stats))
+        everyone = self._of_all_ranks(stats)
+        if everyone is not None:
+            self._put(engine, everyone.scalars(), "all_")
         if self.epoch_log and self.logger.isEnabledFor(logging.INFO):
             self.logger.info("%s%s", self._label(), stats)
 
-    def _put(self, engine: Engine, stats: QueueStats) -> None:
-        scalars = stats.scalars()
-        figures = scalars if self.figures is None else self.figures
-        try:
-            engine.state.metrics.update({self._metric(figure): scalars[figure] for figure in figures})
-        except KeyError as error:
-            raise ValueError(f"figures: {error} is none of {', '.join(scalars)}.") from None
+    def stats(self) -> QueueStats:
+        """The loader's figures, together with those of runs before that were in a checkpoint."""
+        now = self.loader.stats()
+        return combined([self._before, now], [self._already]) if self._before.batches else now
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures as plain values, for a checkpoint: some bytes per volume."""
+        tally = None if self.tally is None else self.tally.state_dict()
+        return {"stats": as_plain(self.stats()), "tally": tally}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from the figures of ``state``.
+
+        Args:
+            state: what ``state_dict()`` gave.
+        """
+        self._before = from_plain(state["stats"])
+        self._already = self.loader.stats()
+        if self.tally is not None and state["tally"] is not None:
+            self.tally.load_state_dict(state["tally"])
+
+    def _of_all_ranks(self, stats: QueueStats) -> QueueStats | None:
+        note = as_plain(replace(stats, volume_expected={}, failure_counts={}))
+        note["volume_counts"] = list(note["volume_counts"].items())  # JSON would make the keys strings
+        notes = self._ranks.exchange(note)
+        parts = [from_plain({**note, "volume_counts": dict(note["volume_counts"])}) for note in notes]
+        return combined(parts, ranks=True) if parts else None
+
+    def _scalars(self, stats: QueueStats) -> dict[str, float]:
+        return {
+            **stats.scalars(),
+            "bottleneck": float(BOTTLENECKS.index(stats.bottleneck.split(":")[0])),
+            **(self.tally.scalars() if self.tally else {}),
+            **self._machine.scalars(),
+        }
+
+    def _put(self, engine: Engine, scalars: Mapping[str, float], prefix: str = "") -> None:
+        chosen = scalars if self.figures is None else [figure for figure in self.figures if figure in scalars]
+        engine.state.metrics.update({self._metric(prefix + figure): scalars[figure] for figure in chosen})
 
     def _metric(self, figure: str) -> str:
         prefix = f"{self.name}_"
         return figure if figure.startswith(prefix) else prefix + figure  # no queue_queue_length
 
     def _label(self) -> str:
-        # Every rank has a queue of its own, and any of them can be the one that the others wait for.
         rank = f" of rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
         return f"{self.name}{rank}: "

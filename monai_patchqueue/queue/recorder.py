@@ -179,6 +179,7 @@ class Recorder:
             patches = self._patches
             volumes = self._volumes or 1
             assembled = self._assembled or 1
+            seen = self._counts[self._counts > 0]
             return QueueStats(
                 epoch=epoch,
                 batches=self._batches,
@@ -216,6 +217,9 @@ class Recorder:
                 failures=int(self._failures.sum()),
                 lost_draws=self._lost_draws,
                 extra_draws=self._extra_draws,
+                volumes_seen=len(seen),
+                volume_patches_min=int(seen.min()) if len(seen) else 0,
+                volume_patches_max=int(seen.max()) if len(seen) else 0,
                 volume_counts=ByVolume(self._counts),
                 volume_expected=ByVolume(self._expected_now()),
                 failure_counts=ByVolume(self._failures),

@@ -24,18 +24,28 @@ class ByVolume(Mapping[int, Any]):
     """
 
     def __init__(self, values: np.ndarray[Any, Any]) -> None:
-        self._values = values.copy()
+        self.array = values.copy()
+        self.array.flags.writeable = False
+
+    @classmethod
+    def of(cls, figures: Mapping[int, Any]) -> ByVolume:
+        """The figures of a mapping from volumes."""
+        if isinstance(figures, ByVolume):
+            return figures
+        array = np.zeros(max(figures, default=-1) + 1, np.result_type(*figures.values()) if figures else np.int64)
+        array[list(figures)] = list(figures.values())
+        return cls(array)
 
     def __getitem__(self, volume: int) -> Any:
-        if not 0 <= volume < len(self._values) or not self._values[volume]:
+        if not 0 <= volume < len(self.array) or not self.array[volume]:
             raise KeyError(volume)
-        return self._values[volume].item()
+        return self.array[volume].item()
 
     def __iter__(self) -> Iterator[int]:
-        return iter(np.flatnonzero(self._values).tolist())
+        return iter(np.flatnonzero(self.array).tolist())
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._values))
+        return int(np.count_nonzero(self.array))
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -83,6 +93,9 @@ class QueueStats:
         failures: volumes that could not be prepared, and were replaced.
         lost_draws: draws that epochs were longer than ``len(loader)`` says, on this rank, and that were left out.
         extra_draws: draws that epochs were shorter, and that were made again.
+        volumes_seen: volumes that patches were handed out of.
+        volume_patches_min: patches handed out of the volume that gave fewest, of those that gave any.
+        volume_patches_max: patches handed out of the volume that gave most.
         volume_counts: patches handed out of each volume, by its index in the dataset.
         volume_expected: patches that these would be if each volume were drawn from at its epoch's pace, as often as
             the sampler gave it. Differs from the counts in the middle of an epoch, after failures, and where draws
@@ -134,6 +147,9 @@ class QueueStats:
     failures: int = 0
     lost_draws: int = 0
     extra_draws: int = 0
+    volumes_seen: int = 0
+    volume_patches_min: int = 0
+    volume_patches_max: int = 0
     volume_counts: Mapping[int, int] = field(default_factory=dict)
     volume_expected: Mapping[int, float] = field(default_factory=dict)
     failure_counts: Mapping[int, int] = field(default_factory=dict)

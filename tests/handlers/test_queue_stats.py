@@ -15,10 +15,13 @@ from monai.engines import SupervisedTrainer
 from monai.handlers import MetricLogger, StatsHandler, TensorBoardStatsHandler
 
 from monai_patchqueue import PatchQueueLoader, QueueStats, QueueStatsHandler
+from monai_patchqueue.handlers.queue_stats import BOTTLENECKS
+from monai_patchqueue.handlers.queue_stats import FIGURES as KNOWN_FIGURES
 
 VOLUMES, PATCHES, BATCH = 3, 4, 2
 BATCHES = VOLUMES * PATCHES // BATCH
-FIGURES = {"queue_length"} | {f"queue_{figure}" for figure in QueueStats().scalars() if figure != "queue_length"}
+FIGURES = {"queue_bottleneck", "queue_length", "queue_memory_bytes"}
+FIGURES |= {f"queue_{figure}" for figure in QueueStats().scalars() if figure != "queue_length"}
 
 
 def make_loader(num_workers: int = 0) -> PatchQueueLoader:
@@ -77,15 +80,18 @@ def test_every_figure_is_a_metric_after_each_iteration(loader: PatchQueueLoader,
 
 
 def test_every_figure_is_documented() -> None:
-    documented = re.findall(r"^    ``(\w+)``  ", QueueStatsHandler.__doc__ or "", re.MULTILINE)
-    assert documented == list(QueueStats().scalars())
+    documented = re.findall(r"^    ``([\w<>]+)``  ", QueueStatsHandler.__doc__ or "", re.MULTILINE)
+    assert documented == list(KNOWN_FIGURES)
+    assert documented[: len(QueueStats().scalars())] == list(QueueStats().scalars())
 
 
 def test_the_metrics_are_the_loaders_own_figures(loader: PatchQueueLoader, engine: Engine) -> None:
     QueueStatsHandler(loader, name="train").attach(engine)
     engine.run(loader)
     stats = loader.stats()
-    assert engine.state.metrics == {f"train_{figure}": value for figure, value in stats.scalars().items()}
+    expected = {f"train_{figure}": value for figure, value in stats.scalars().items()}
+    assert {name: engine.state.metrics[name] for name in expected} == expected
+    assert engine.state.metrics["train_bottleneck"] == BOTTLENECKS.index(stats.bottleneck.split(":")[0])
     assert sum(stats.volume_counts.values()) == VOLUMES * PATCHES
 
 
@@ -94,10 +100,9 @@ def test_chosen_figures_only(loader: PatchQueueLoader, engine: Engine) -> None:
     assert set(engine.run(loader).metrics) == {"queue_fill", "queue_starved"}
 
 
-def test_an_unknown_figure_is_named_with_those_that_exist(loader: PatchQueueLoader, engine: Engine) -> None:
-    QueueStatsHandler(loader, figures=["speed"]).attach(engine)
+def test_an_unknown_figure_is_named_with_those_that_exist(loader: PatchQueueLoader) -> None:
     with pytest.raises(ValueError, match=r"'speed'.*patches_per_second"):
-        engine.run(loader)
+        QueueStatsHandler(loader, figures=["speed"])
 
 
 def test_figures_must_not_be_one_string(loader: PatchQueueLoader) -> None:

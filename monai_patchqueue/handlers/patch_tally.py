@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the patches of a run show: which class lies at their centers, and how many have any foreground."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["PatchTally"]
+
+# Batches on a GPU are looked at there; waiting for the result of each would hold up the training.
+_PENDING = 16
+# Most patches with foreground show it in every fourth voxel along each axis.
+_COARSE = 4
+
+
+class PatchTally:
+    """Counts patches by the class at their center, and those with foreground.
+
+    Where the label has one channel, the classes are its values, and voxels above 0 are foreground. Of several channels,
+    each that is above 0 at the center counts, under its number, and channel 0 is no foreground, as MONAI's crops take
+    it.
+
+    Args:
+        label_key: where a batch has its label, [B, C, *spatial].
+
+    Example:
+        >>> tally = PatchTally("label")
+        >>> tally.add({"label": torch.tensor([[[0, 2, 1]], [[3, 0, 0]], [[0, 0, 0]]])})
+        >>> dict(tally.centers), tally.foreground_share
+        ({2: 1, 0: 2}, 0.666...)
+    """
+
+    def __init__(self, label_key: str) -> None:
+        self.label_key = label_key
+        self._centers: Counter[int] = Counter()
+        self._patches = 0
+        self._foreground = 0
+        self._last = 0.0
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, batch: Any) -> None:
+        """Take note of a batch.
+
+        Raises:
+            KeyError: a batch without the label.
+            ValueError: a label without spatial axes.
+        """
+        label = batch.get(self.label_key) if isinstance(batch, Mapping) else None
+        if not isinstance(label, torch.Tensor):
+            keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise KeyError(f"label_key={self.label_key!r}: the batch has no tensor of that name. Found: {keys}.")
+        if label.ndim < 3:
+            raise ValueError(f"label_key={self.label_key!r}: expected [B, C, *spatial], found {tuple(label.shape)}.")
+        label = label.detach().as_subclass(torch.Tensor)
+        center: Any = (slice(None), slice(None), *(size // 2 for size in label.shape[2:]))
+        if label.device.type == "cpu" and label.dtype != torch.bfloat16:
+            array = label.numpy()
+            self._count(array[center], np.array([_has_foreground(patch) for patch in array]))
+        else:
+            foreground = (label[:, int(label.shape[1] > 1) :] > 0).flatten(1).any(1)
+            self._pending.append((label[center].float(), foreground))
+            if len(self._pending) > _PENDING:
+                self._settle()
+
+    def _settle(self) -> None:
+        for centers, foreground in self._pending:
+            self._count(centers.cpu().numpy(), foreground.cpu().numpy())
+        self._pending.clear()
+
+    def _count(self, centers: np.ndarray[Any, Any], foreground: np.ndarray[Any, Any]) -> None:
+        """Add a batch's center voxels, [B, C], and which of its patches have foreground."""
+        if centers.shape[1] == 1:
+            self._centers.update(map(int, centers[:, 0].tolist()))
+        else:
+            self._centers.update(np.nonzero(centers > 0)[1].tolist())
+        found = int(foreground.sum())
+        self._patches += len(foreground)
+        self._foreground += found
+        self._last = found / len(foreground)
+
+    @property
+    def centers(self) -> Mapping[int, int]:
+        """Patches by the class at their center."""
+        self._settle()
+        return self._centers
+
+    @property
+    def foreground_share(self) -> float:
+        """Share of all patches that have foreground."""
+        return self._foreground / self._patches if self._patches else 0.0
+
+    def scalars(self) -> dict[str, float]:
+        """The figures as flat scalars; on a GPU they lag some batches behind."""
+        counts = {f"centers_{label}": float(count) for label, count in sorted(self._centers.items())}
+        return {"foreground_share": self.foreground_share, "last_foreground_share": self._last, **counts}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as plain values."""
+        return {"centers": dict(self.centers), "patches": self._patches, "foreground": self._foreground}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the counts of ``state``."""
+        self._pending.clear()
+        self._centers = Counter(state["centers"])
+        self._patches, self._foreground = state["patches"], state["foreground"]
+
+
+def _has_foreground(patch: np.ndarray[Any, Any]) -> bool:
+    if len(patch) > 1:
+        patch = patch[1:]
+    coarse: Any = (slice(None), *(slice(None, None, _COARSE),) * (patch.ndim - 1))
+    return bool(patch[coarse].max() > 0 or patch.max() > 0)
