@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ..queue.settings import LoaderSettings
 from ..queue.stats import QueueStats
+from ..queue.views import as_html
 from .running import RunningQueue
 
 __all__ = ["QueueFace"]
@@ -63,6 +64,9 @@ class QueueFace:
     def close(self) -> None:
         """End workers and give memory back; iterating again starts them anew."""
         self._session.stop()
+
+    def _repr_html_(self) -> str:
+        return as_html(self.stats(), repr(self))
 
     def __enter__(self) -> Self:
         return self

@@ -233,7 +233,6 @@ _ARGUMENTS = frozenset(PatchQueueLoader.__init__.__annotations__) - {"return"}
 def _with_progress(batches: Iterator[Any], loader: PatchQueueLoader) -> Iterator[Any]:
     with tqdm(total=len(loader), desc="patches", unit="batch") as bar:
         for batch in batches:
-            stats = loader.stats()
-            bar.set_postfix(fill=f"{stats.fill:.0%}", starved=f"{stats.starved:.0%}", refresh=False)
+            bar.set_postfix_str(loader.stats().line(), refresh=False)
             bar.update()
             yield batch

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from monai_patchqueue.handlers.priorities import PriorityHandler
-from monai_patchqueue.handlers.queue_stats import QueueStatsHandler
+from .priorities import PriorityHandler
+from .queue_report import QueueReportHandler
+from .queue_stats import QueueStatsHandler
 
-__all__ = ["PriorityHandler", "QueueStatsHandler"]
+__all__ = ["PriorityHandler", "QueueReportHandler", "QueueStatsHandler"]

@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 
 from ..queue.combine import as_plain, combined, from_plain
 from ..queue.stats import QueueStats
+from ..report.patch_tally import PatchTally
 from .machine import MachineMonitor
-from .patch_tally import PatchTally
 from .ranks import RankExchange
 
 __all__ = ["BOTTLENECKS", "FIGURES", "HasStats", "QueueStatsHandler"]

@@ -24,10 +24,13 @@ _MEANS = {
         "item_transform_seconds",
         "batch_transform_seconds",
         "step_seconds",
+        "consumer_cpu_seconds",
+        "epoch_wait_seconds",
     ),
-    "volumes": ("load_seconds", "sample_seconds", "write_seconds"),
+    "volumes": ("load_seconds", "sample_seconds", "write_seconds", "cpu_seconds"),
     "seconds": ("starved", "worker_busy", "assembly_busy"),
 }
+_LARGEST = ("max_wait_seconds", "first_wait_seconds", "max_volume_seconds")
 _WEIGHTS = {figure: weight for weight, figures in _MEANS.items() for figure in figures}
 _BY_VOLUME = ("volume_counts", "volume_expected", "failure_counts")
 
@@ -64,7 +67,7 @@ def combined(parts: Sequence[QueueStats], without: Iterable[QueueStats] = (), ra
     values |= {
         "transform_seconds": {name: total / (values["volumes"] or 1) for name, total in transforms.items()},
         "reuse": values["patches"] / new if new > 0 else 0.0,
-        "max_wait_seconds": max(p.max_wait_seconds for p in parts),
+        **{name: max(getattr(p, name) for p in parts) for name in _LARGEST},
         "seconds": max(seconds, 0.0),
         **{name: getattr(last, name) for name in ("epoch", "last_wait_seconds", "fill", "bottleneck")},
         **{name: getattr(last, name) for name in ("queue_length", "num_workers", "slab_bytes")},

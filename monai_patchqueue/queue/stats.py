@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .views import as_html, as_line
+
 __all__ = ["ByVolume", "QueueStats"]
 
 
@@ -168,9 +170,21 @@ class QueueStats:
     def __str__(self) -> str:
         return (
             f"epoch {self.epoch}: {self.patches} patches of {self.volumes} volumes, {self.patches_per_second:.1f} "
-            "patches/s, "
-            f"queue {self.fill:.0%} full, starved {self.starved:.0%} of the time"
+            f"patches/s, queue {self.fill:.0%} full, starved {self.starved:.0%} of the time, "
+            f"bottleneck {self.bottleneck}"
         )
+
+    def line(self) -> str:
+        """A short line for a terminal, as a progress bar shows it.
+
+        Example:
+            >>> QueueStats(fill=0.75, starved=0.02, bottleneck="consumer").line()
+            'queue |██████  | 75%, starved 2%, consumer'
+        """
+        return as_line(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
 
 
 _SCALARS = tuple(f.name for f in fields(QueueStats) if isinstance(f.default, (int, float)))

@@ -123,9 +123,11 @@ class PatchMap:
         """The mean volume, averaged along an axis; NaN where no patch was."""
         if self.total is None or self.times is None:
             return None
-        total, times = self.total, self.times.astype(np.float32)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(np.nanmean(total / times, axis=axis) if times.ndim > 2 else total / times)
+        seen = self.times > 0
+        mean = np.divide(self.total, self.times, out=np.zeros_like(self.total), where=seen)
+        if mean.ndim > 2:
+            mean, seen = mean.sum(axis), seen.sum(axis)
+        return np.asarray(np.where(seen > 0, mean / np.maximum(seen, 1), np.nan))
 
     def state_dict(self) -> dict[str, Any]:
         """Centers and mean volume, as plain values and tensors."""

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["PatchTally"]
+__all__ = ["PatchTally", "label_of"]
 
 # Batches on a GPU are looked at there; waiting for the result of each would hold up the training.
 _PENDING = 16
@@ -40,8 +40,11 @@ class PatchTally:
         self._centers: Counter[int] = Counter()
         self._patches = 0
         self._foreground = 0
-        self._last = 0.0
+        self.last_foreground_share = 0.0
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    #: The class at the center of each of the last batch's patches, where that is one and at hand without waiting.
+    last_centers: Sequence[int | None] = ()
 
     def add(self, batch: Any) -> None:
         """Take note of a batch.
@@ -50,19 +53,15 @@ class PatchTally:
             KeyError: a batch without the label.
             ValueError: a label without spatial axes.
         """
-        label = batch.get(self.label_key) if isinstance(batch, Mapping) else None
-        if not isinstance(label, torch.Tensor):
-            keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise KeyError(f"label_key={self.label_key!r}: the batch has no tensor of that name. Found: {keys}.")
-        if label.ndim < 3:
-            raise ValueError(f"label_key={self.label_key!r}: expected [B, C, *spatial], found {tuple(label.shape)}.")
-        label = label.detach().as_subclass(torch.Tensor)
+        label = label_of(batch, self.label_key)
         center: Any = (slice(None), slice(None), *(size // 2 for size in label.shape[2:]))
         if label.device.type == "cpu" and label.dtype != torch.bfloat16:
             array = label.numpy()
             self._count(array[center], np.array([_has_foreground(patch) for patch in array]))
+            self.last_centers = _one_each(array[center])
         else:
             foreground = (label[:, int(label.shape[1] > 1) :] > 0).flatten(1).any(1)
+            self.last_centers = [None] * len(label)
             self._pending.append((label[center].float(), foreground))
             if len(self._pending) > _PENDING:
                 self._settle()
@@ -81,7 +80,7 @@ class PatchTally:
         found = int(foreground.sum())
         self._patches += len(foreground)
         self._foreground += found
-        self._last = found / len(foreground)
+        self.last_foreground_share = found / len(foreground)
 
     @property
     def centers(self) -> Mapping[int, int]:
@@ -97,7 +96,11 @@ class PatchTally:
     def scalars(self) -> dict[str, float]:
         """The figures as flat scalars; on a GPU they lag some batches behind."""
         counts = {f"centers_{label}": float(count) for label, count in sorted(self._centers.items())}
-        return {"foreground_share": self.foreground_share, "last_foreground_share": self._last, **counts}
+        return {
+            "foreground_share": self.foreground_share,
+            "last_foreground_share": self.last_foreground_share,
+            **counts,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, as plain values."""
@@ -108,6 +111,28 @@ class PatchTally:
         self._pending.clear()
         self._centers = Counter(state["centers"])
         self._patches, self._foreground = state["patches"], state["foreground"]
+
+
+def label_of(batch: Any, label_key: str) -> torch.Tensor:
+    """A batch's label map as a plain tensor, [B, C, *spatial].
+
+    Raises:
+        KeyError: a batch without it.
+        ValueError: a label without spatial axes.
+    """
+    label = batch.get(label_key) if isinstance(batch, Mapping) else None
+    if not isinstance(label, torch.Tensor):
+        keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise KeyError(f"label_key={label_key!r}: the batch has no tensor of that name. Found: {keys}.")
+    if label.ndim < 3:
+        raise ValueError(f"label_key={label_key!r}: expected [B, C, *spatial], found {tuple(label.shape)}.")
+    return label.detach().as_subclass(torch.Tensor)
+
+
+def _one_each(centers: np.ndarray[Any, Any]) -> list[int | None]:
+    if centers.shape[1] == 1:
+        return [int(value) for value in centers[:, 0].tolist()]
+    return [int(np.argmax(channels > 0)) if (channels > 0).any() else None for channels in centers]
 
 
 def _has_foreground(patch: np.ndarray[Any, Any]) -> bool:
