@@ -19,7 +19,7 @@ def gauge(share: float, width: int = 8) -> str:
 
     Example:
         >>> gauge(0.55, 4)
-        '██▏ '
+        '██▎ '
     """
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     whole, rest = divmod(eighths, 8)

@@ -91,6 +91,10 @@ class PatchTally:
     @property
     def foreground_share(self) -> float:
         """Share of all patches that have foreground."""
+        self._settle()
+        return self._share()
+
+    def _share(self) -> float:
         return self._foreground / self._patches if self._patches else 0.0
 
     def scalars(self) -> dict[str, float]:

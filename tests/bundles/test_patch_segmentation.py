@@ -231,7 +231,7 @@ def test_every_documented_setting_has_its_effect(parser: ConfigParser, small_dat
     assert parser.get_parsed_content("validate::dataset").cache_num == 1
     assert parser["resume"]
     assert parser["checkpoint_interval"] == 2
-    assert parser["train::handlers::2::interval"] == "@val_interval"
+    assert parser["train::handlers::3::interval"] == "@val_interval"
     assert parser.get_parsed_content("validate::handlers::2").save_dir == str(tmp_path / "elsewhere")
 
 
