@@ -43,9 +43,14 @@ class QueueReportHandler:
         label_key: where batches have the label map, for classes at centers. ``None``: nothing is said of classes.
         name: what is reported on, as the report's title says it.
         interval: epochs from one report to the next while the run goes on; 0: none.
+        class_names: what to call the classes of the label map, as ``dataset.json`` has it under ``labels``: by number,
+            which may be a string.
+        effort: share of the time that looking at batches may take, 0 to 1; where it would take more, some are passed
+            over, so that classes and the map are those of the others.
 
     Raises:
         TypeError: a loader without ``stats()``.
+        ValueError: an effort that is no share.
 
     Example:
         In a bundle, as the first of the training handlers, since the configs for several GPUs count from the end::
@@ -80,19 +85,24 @@ class QueueReportHandler:
         label_key: str | None = None,
         name: str = "queue",
         interval: int = 0,
+        class_names: Mapping[int | str, str] | None = None,
+        effort: float = 0.005,
     ) -> None:
         if not callable(getattr(loader, "stats", None)):
             raise TypeError(
                 f"QueueReportHandler needs a loader with a stats() method, such as PatchQueueLoader, "
                 f"got {type(loader).__name__}."
             )
+        if not 0 < effort <= 1:
+            raise ValueError(f"effort={effort}: expected a share of the time, above 0 and at most 1.")
         self.loader = loader
         self.output_dir = Path(output_dir)
         self.image_key = image_key
         self.label_key = label_key
         self.name = name
         self.interval = interval
-        self.record = RunRecord(image_key, label_key)
+        self.class_names = {int(label): name for label, name in (class_names or {}).items()}
+        self.record = RunRecord(image_key, label_key, effort)
         self.logger = logging.getLogger(__name__)
         self._before = QueueStats()
         self._already = QueueStats()
@@ -177,6 +187,8 @@ class QueueReportHandler:
             engine: the engine.
             error: what it failed of, which goes on to whoever is next to deal with it.
         """
+        if isinstance(error, GeneratorExit):  # an engine that was interrupted is given up
+            return
         try:
             self._conclude(f"The run ended with {type(error).__name__}: {error}")
         except Exception:
@@ -232,7 +244,7 @@ class QueueReportHandler:
         self.record.load_state_dict(state["record"])
 
     def _report(self, ending: str) -> RunReport:
-        return RunReport(self.record, self.stats(), self.loader, self.name, ending)
+        return RunReport(self.record, self.stats(), self.loader, self.name, ending, self.class_names)
 
     def _label(self) -> str:
         return f"{self.name} of rank {idist.get_rank()}" if idist.get_world_size() > 1 else self.name

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from .traces import centers
+
 __all__ = ["PatchTally", "label_of"]
 
 # Batches on a GPU are looked at there; waiting for the result of each would hold up the training.
 _PENDING = 16
-# Most patches with foreground show it in every fourth voxel along each axis.
-_COARSE = 4
+# Most patches with foreground show it in every eighth voxel along each axis, the center among them.
+_COARSE = 8
 
 
 class PatchTally:
     """Counts patches by the class at their center, and those with foreground.
 
-    Where the label has one channel, the classes are its values, and voxels above 0 are foreground. Of several channels,
-    each that is above 0 at the center counts, under its number, and channel 0 is no foreground, as MONAI's crops take
-    it.
+    The center is the voxel that was it when the patch was cut, wherever flips have moved it since; what other spatial
+    augmentation does is not followed. Where the label has one channel, the classes are its values, and voxels above 0
+    are foreground. Of several channels, each that is above 0 at the center counts, under its number, and channel 0 is
+    no foreground, as MONAI's crops take it.
 
     Args:
         label_key: where a batch has its label, [B, C, *spatial].
@@ -54,11 +57,12 @@ class PatchTally:
             ValueError: a label without spatial axes.
         """
         label = label_of(batch, self.label_key)
-        center: Any = (slice(None), slice(None), *(size // 2 for size in label.shape[2:]))
+        center: Any = (range(len(label)), slice(None), *map(list, zip(*centers(batch[self.label_key]), strict=True)))
         if label.device.type == "cpu" and label.dtype != torch.bfloat16:
             array = label.numpy()
-            self._count(array[center], np.array([_has_foreground(patch) for patch in array]))
-            self.last_centers = _one_each(array[center])
+            voxels = array[center]
+            self._count(voxels, _with_foreground(array))
+            self.last_centers = _one_each(voxels)
         else:
             foreground = (label[:, int(label.shape[1] > 1) :] > 0).flatten(1).any(1)
             self.last_centers = [None] * len(label)
@@ -67,8 +71,8 @@ class PatchTally:
                 self._settle()
 
     def _settle(self) -> None:
-        for centers, foreground in self._pending:
-            self._count(centers.cpu().numpy(), foreground.cpu().numpy())
+        for voxels, foreground in self._pending:
+            self._count(voxels.cpu().numpy(), foreground.cpu().numpy())
         self._pending.clear()
 
     def _count(self, centers: np.ndarray[Any, Any], foreground: np.ndarray[Any, Any]) -> None:
@@ -128,9 +132,10 @@ def label_of(batch: Any, label_key: str) -> torch.Tensor:
     if not isinstance(label, torch.Tensor):
         keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise KeyError(f"label_key={label_key!r}: the batch has no tensor of that name. Found: {keys}.")
+    label = label.as_subclass(torch.Tensor).detach()  # a MetaTensor's own properties are slow
     if label.ndim < 3:
         raise ValueError(f"label_key={label_key!r}: expected [B, C, *spatial], found {tuple(label.shape)}.")
-    return label.detach().as_subclass(torch.Tensor)
+    return label
 
 
 def _one_each(centers: np.ndarray[Any, Any]) -> list[int | None]:
@@ -139,8 +144,12 @@ def _one_each(centers: np.ndarray[Any, Any]) -> list[int | None]:
     return [int(np.argmax(channels > 0)) if (channels > 0).any() else None for channels in centers]
 
 
-def _has_foreground(patch: np.ndarray[Any, Any]) -> bool:
-    if len(patch) > 1:
-        patch = patch[1:]
-    coarse: Any = (slice(None), *(slice(None, None, _COARSE),) * (patch.ndim - 1))
-    return bool(patch[coarse].max() > 0 or patch.max() > 0)
+def _with_foreground(label: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Which patches have foreground; only those that show none in a coarse look are looked through."""
+    if label.shape[1] > 1:
+        label = label[:, 1:]
+    coarse: Any = (slice(None), slice(None), *(slice(size // 2 % _COARSE, None, _COARSE) for size in label.shape[2:]))
+    found: np.ndarray[Any, Any] = label[coarse].reshape(len(label), -1).max(1, initial=0) > 0
+    for patch in np.flatnonzero(~found):
+        found[patch] = label[patch].max() > 0
+    return found

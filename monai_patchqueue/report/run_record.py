@@ -22,7 +22,9 @@ __all__ = ["RunRecord", "Stall"]
 
 _STALLS = 12
 # Of a label map, so many voxels along each axis are looked at to learn how frequent its classes are.
-_LATTICE = 8
+_LATTICE = 6
+# Instances of objects are no classes.
+_CLASSES = 4096
 _COLUMNS = {
     "time": "last",
     "epoch": "last",
@@ -53,11 +55,14 @@ class RunRecord:
     Args:
         image_key: where batches have the image, for the map of patches.
         label_key: where they have the label map; ``None``: nothing is told of classes.
+        effort: share of the time that looking at batches may take; where it would take more, some are passed over.
     """
 
-    def __init__(self, image_key: str | None = None, label_key: str | None = None) -> None:
+    def __init__(self, image_key: str | None = None, label_key: str | None = None, effort: float = 0.005) -> None:
         self.image_key = image_key
         self.label_key = label_key
+        self._effort = effort
+        self._next_look = 0.0
         self.history = History(_COLUMNS)
         self.waits = Histogram()
         self.stalls: list[Stall] = []
@@ -81,7 +86,14 @@ class RunRecord:
         return self._earlier + (time.perf_counter() - self._began if self._began is not None else 0.0)
 
     def look_at(self, batch: Any) -> None:
-        """Take note of a batch, before anybody changes it."""
+        """Take note of a batch, before anybody changes it, if it is time for that."""
+        start = time.perf_counter()
+        if start >= self._next_look:
+            self._look_at(batch)
+            now = time.perf_counter()
+            self._next_look = now + (now - start) * (1 / self._effort - 1)
+
+    def _look_at(self, batch: Any) -> None:
         classes: Any = None
         if self.tally is not None and self.label_key is not None:
             self.tally.add(batch)
@@ -100,8 +112,10 @@ class RunRecord:
         if some.shape[1] > 1:
             self.voxels.update({channel: int((some[:, channel] > 0).sum()) for channel in range(some.shape[1])})
         else:
-            values, counts = np.unique(some.numpy(), return_counts=True)
-            self.voxels.update(dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True)))
+            values = some.float().numpy().astype(np.int64).ravel()
+            least = int(values.min())
+            counts = np.bincount(values - least) if int(values.max()) - least < _CLASSES else np.zeros(0, np.int64)
+            self.voxels.update({least + int(place): int(counts[place]) for place in np.flatnonzero(counts)})
 
     def step(self, stats: QueueStats, machine: Mapping[str, float]) -> None:
         """Take note of a step that is over."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class RunReport:
         loader: the loader, to see its settings and its transforms.
         name: what is reported on.
         ending: how the run ended, where that is worth a word.
+        class_names: what to call the classes of the label map.
     """
 
     record: RunRecord
@@ -54,6 +55,7 @@ class RunReport:
     loader: Any
     name: str = "queue"
     ending: str = ""
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
     def diagnosis(self) -> Diagnosis | None:
         """Why batches were waited for in this run; ``None`` where the loader does not show its settings."""
@@ -237,7 +239,7 @@ class RunReport:
                 _SAMPLED,
                 "classes",
                 "Classes at the patches' centers",
-                partial(sampling_plots.classes, record.tally.centers, voxels, shares),
+                partial(sampling_plots.classes, record.tally.centers, voxels, shares, self.class_names),
                 f"Asked for by {words}; a class that a volume lacks is left out there."
                 if words
                 else "No transform asks for classes.",
@@ -247,7 +249,7 @@ class RunReport:
                 _SAMPLED,
                 "patch_map",
                 "Where patches were taken",
-                partial(sampling_plots.patch_map, record.map),
+                partial(sampling_plots.patch_map, record.map, self.class_names),
                 f"Centers of {format_count(len(record.map.centers))} of {format_count(record.map.seen)} patches over "
                 "the mean of all volumes, put together from patches.",
                 wide=len(record.map.centers[0][0]) > 2,

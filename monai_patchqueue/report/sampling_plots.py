@@ -78,7 +78,11 @@ def volumes(stats: QueueStats, theme: Theme) -> Figure:
 
 
 def classes(
-    centers: Mapping[int, int], voxels: Mapping[int, float], asked: Mapping[int, float] | None, theme: Theme
+    centers: Mapping[int, int],
+    voxels: Mapping[int, float],
+    asked: Mapping[int, float] | None,
+    names: Mapping[int, str],
+    theme: Theme,
 ) -> Figure:
     """Which classes lie at patches' centers, which were asked for, and how frequent they are in the patches."""
     from matplotlib.figure import Figure
@@ -108,16 +112,16 @@ def classes(
             fontsize=8,
             color=theme.ink,
         )
-    axes.set_yticks(places, [f"class {label}" for label in labels])
+    axes.set_yticks(places, [names.get(label, f"class {label}") for label in labels])
     axes.set_xlim(0, 1.15 * top)
     axes.set_xlabel("share [%]")
     axes.spines["left"].set_visible(False)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3)
+    handles, texts = axes.get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside upper center", ncols=3)
     return figure
 
 
-def patch_map(places: PatchMap, theme: Theme) -> Figure:
+def patch_map(places: PatchMap, names: Mapping[int, str], theme: Theme) -> Figure:
     """The patches' centers over the mean volume, seen along each axis."""
     from matplotlib.figure import Figure
 
@@ -143,7 +147,7 @@ def patch_map(places: PatchMap, theme: Theme) -> Figure:
                 markersize=size,
                 markeredgewidth=0,
                 color=LIGHT.waiting if label is None else LIGHT.classes[label % 8],
-                label="patch center" if label is None else f"class {label}",
+                label="patch center" if label is None else names.get(label, f"class {label}"),
                 **colors,
             )
         axes.set_xlim(0, 1)
@@ -155,12 +159,13 @@ def patch_map(places: PatchMap, theme: Theme) -> Figure:
         axes.tick_params(length=0)
         axes.set_xlabel(f"{_AXES[right]}, of the volume's length", labelpad=-4)
         axes.set_ylabel(_AXES[up], labelpad=-4)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    ordered = sorted(zip(handles, names, strict=True), key=lambda pair: pair[1])
+    handles, texts = figure.axes[0].get_legend_handles_labels()
+    by_label = np.argsort([-1 if label is None else label for label in order])
     figure.legend(
-        *zip(*ordered, strict=True),
+        [handles[place] for place in by_label],
+        [texts[place] for place in by_label],
         loc="outside upper center",
-        ncols=min(len(ordered), 8),
+        ncols=min(len(order), 8),
         markerscale=6 / size,
     )
     return figure

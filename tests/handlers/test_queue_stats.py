@@ -2,21 +2,41 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import re
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from ignite.handlers.mlflow_logger import MLflowLogger
 from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
-from monai.handlers import MetricLogger, StatsHandler, TensorBoardStatsHandler
+from monai.handlers import (
+    CheckpointLoader,
+    CheckpointSaver,
+    MetricLogger,
+    MLFlowHandler,
+    StatsHandler,
+    TensorBoardStatsHandler,
+)
+from torch.utils.data import DistributedSampler
 
 from monai_patchqueue import PatchQueueLoader, QueueStats, QueueStatsHandler
+from monai_patchqueue.handlers.machine import MachineMonitor
 from monai_patchqueue.handlers.queue_stats import BOTTLENECKS
 from monai_patchqueue.handlers.queue_stats import FIGURES as KNOWN_FIGURES
+from tests.pipelines import Patches
+from tests.pipelines import make_loader as make_patches_loader
+from tests.processes import on_ranks
 
 VOLUMES, PATCHES, BATCH = 3, 4, 2
 BATCHES = VOLUMES * PATCHES // BATCH
@@ -195,3 +215,227 @@ def test_a_bundle_config_names_it(loader: PatchQueueLoader, engine: Engine, targ
     assert isinstance(handler, QueueStatsHandler)
     handler.attach(engine)
     assert engine.run(loader).metrics["queue_batches"] == BATCHES
+
+
+def labelled_loader(**arguments: Any) -> PatchQueueLoader:
+    """Patches of which every other has class 2 at its center and all but the first of each volume any foreground."""
+    volumes = []
+    for _ in range(VOLUMES):
+        labels = torch.zeros(PATCHES, 1, 5, 5, dtype=torch.uint8)
+        labels[1:, 0, 0, 0] = 1
+        labels[1::2, 0, 2, 2] = 2
+        volumes.append([{"image": torch.zeros(1, 5, 5), "label": label} for label in labels])
+    return PatchQueueLoader(
+        volumes, batch_size=BATCH, batch_unit="patch", samples_per_volume=PATCHES, seed=0, **arguments
+    )
+
+
+def test_classes_at_centers_and_foreground_are_metrics(engine: Engine) -> None:
+    with labelled_loader() as loader:
+        QueueStatsHandler(loader, label_key="label").attach(engine)
+        metrics = engine.run(loader, max_epochs=2).metrics
+    assert metrics["queue_centers_0"] == metrics["queue_centers_2"] == VOLUMES * PATCHES
+    assert metrics["queue_foreground_share"] == 0.75
+    assert metrics["queue_last_foreground_share"] == 1.0  # unshuffled: the last two patches of a volume
+
+
+def test_the_memory_of_workers_counts(engine: Engine) -> None:
+    with make_loader() as loader:
+        QueueStatsHandler(loader, figures=["memory_bytes"]).attach(engine)
+        metrics = engine.run(loader).metrics
+    resident = psutil.Process().memory_info().rss
+    assert 0.5 * resident < metrics["queue_memory_bytes"] < 2 * resident
+
+    def hold(pages: Any) -> None:
+        block = bytearray(2**27)
+        block[::4096] = b"x" * len(block[::4096])
+        pages.send(len(block))
+        pages.recv()
+
+    here, there = multiprocessing.Pipe()
+    before = MachineMonitor().scalars()["memory_bytes"]
+    child = multiprocessing.get_context("fork").Process(target=hold, args=(there,))
+    child.start()
+    here.recv()
+    during = MachineMonitor().scalars()["memory_bytes"]
+    here.send(None)
+    child.join()
+    assert during - before > 2**27
+
+
+class FakeNvml:
+    """Stands for the module ``pynvml`` of nvidia-ml-py, with one GPU that is busy 87 % of the time."""
+
+    class NVMLError_DriverNotLoaded(Exception):
+        pass
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.asked = 0
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return f"gpu {index}"
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
+        assert handle == "gpu 1"
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(gpu=87, memory=12)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A machine whose second GPU the process sees."""
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "pynvml", nvml, raising=False)
+    monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", True)
+    monkeypatch.setattr(torch.cuda, "_get_nvml_device_index", lambda device: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    return nvml
+
+
+def test_the_gpus_figures_are_metrics_where_there_is_one(
+    one_gpu: FakeNvml, loader: PatchQueueLoader, engine: Engine
+) -> None:
+    QueueStatsHandler(loader).attach(engine)
+    metrics = engine.run(loader, max_epochs=2).metrics
+    assert metrics["queue_gpu_utilization"] == 0.87
+    assert metrics["queue_gpu_memory_bytes"] == 5 * 2**30
+    assert metrics["queue_gpu_allocated_bytes"] == 2**30
+    assert 1 <= one_gpu.asked < 2 * BATCHES  # not at each step
+
+
+def test_a_gpu_that_does_not_tell_its_utilisation_is_asked_once(
+    one_gpu: FakeNvml, caplog: pytest.LogCaptureFixture
+) -> None:
+    one_gpu.error = RuntimeError("Not Supported")
+    monitor = MachineMonitor("cuda:0", interval=0)
+    with caplog.at_level(logging.INFO, "monai_patchqueue"):
+        assert "gpu_utilization" not in monitor.scalars()
+        assert monitor.scalars()["gpu_memory_bytes"] == 5 * 2**30
+    assert one_gpu.asked == 1
+    assert caplog.text.count("Not Supported") == 1
+
+
+def test_without_the_library_it_is_named(
+    one_gpu: FakeNvml, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "_HAS_PYNVML", False)
+    monkeypatch.setattr(torch.cuda, "_PYNVML_ERR", None, raising=False)
+    with caplog.at_level(logging.INFO, "monai_patchqueue"):
+        assert "gpu_memory_bytes" in MachineMonitor().scalars()
+    assert "nvidia-ml-py" in caplog.text
+
+
+def test_an_engine_on_the_cpu_has_no_gpu(one_gpu: FakeNvml, loader: PatchQueueLoader) -> None:
+    handler = QueueStatsHandler(loader)
+    trainer = make_trainer(loader, handler, max_epochs=1)
+    trainer.run()
+    assert not [name for name in trainer.state.metrics if "gpu" in name]
+
+
+def test_figures_go_on_after_a_checkpoint(tmp_path: Path) -> None:
+    def trainer_and_handler(loader: PatchQueueLoader) -> tuple[SupervisedTrainer, QueueStatsHandler]:
+        handler = QueueStatsHandler(loader, label_key="label")
+        return make_trainer(loader, handler, max_epochs=2), handler
+
+    with labelled_loader() as loader:
+        trainer, handler = trainer_and_handler(loader)
+        saver = CheckpointSaver(str(tmp_path), {"queue": handler}, save_final=True, final_filename="checkpoint.pt")
+        saver.attach(trainer)
+        trainer.run()
+        first = loader.stats()
+    with labelled_loader() as loader:
+        trainer, handler = trainer_and_handler(loader)
+        CheckpointLoader(str(tmp_path / "checkpoint.pt"), {"queue": handler}).attach(trainer)
+        trainer.run()
+        second = loader.stats()
+    metrics = trainer.state.metrics
+    assert metrics["queue_patches"] == 4 * VOLUMES * PATCHES
+    assert metrics["queue_volume_patches_min"] == metrics["queue_volume_patches_max"] == 4 * PATCHES
+    assert metrics["queue_centers_2"] == 2 * VOLUMES * PATCHES
+    assert metrics["queue_seconds"] == pytest.approx(first.seconds + second.seconds)
+
+
+def test_a_checkpoint_that_is_loaded_where_it_was_saved_counts_nothing_twice(
+    loader: PatchQueueLoader, engine: Engine
+) -> None:
+    handler = QueueStatsHandler(loader)
+    handler.attach(engine)
+    engine.run(loader)
+    handler.load_state_dict(handler.state_dict())
+    assert engine.run(loader).metrics["queue_patches"] == 2 * VOLUMES * PATCHES
+
+
+def test_mlflows_file_store_has_the_figures(
+    loader: PatchQueueLoader, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow")
+    store = (tmp_path / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # as the logger does, for good
+    logger = MLflowLogger(tracking_uri=store)
+    QueueStatsHandler(loader).attach(engine)
+    logger.attach_output_handler(engine, Events.EPOCH_COMPLETED, tag="train", metric_names="all")
+    engine.run(loader, max_epochs=2)
+    logger.close()
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs(["0"])
+    history = client.get_metric_history(run.info.run_id, "train queue_patches")
+    assert [metric.value for metric in history] == [VOLUMES * PATCHES, 2 * VOLUMES * PATCHES]
+    assert {name.removeprefix("train ") for name in run.data.metrics} >= FIGURES
+
+
+def test_monais_mlflow_handler_has_the_figures(loader: PatchQueueLoader, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    store = f"sqlite:///{tmp_path}/mlruns.db"  # MONAI's handler takes no file store
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = make_trainer(loader, QueueStatsHandler(loader), MLFlowHandler(store, iteration_log=False))
+        trainer.run()
+        client = mlflow.MlflowClient(store)
+        (run,) = client.search_runs([client.get_experiment_by_name("monai_experiment").experiment_id])
+    assert set(run.data.metrics) >= FIGURES
+    assert run.data.metrics["queue_patches"] == 2 * VOLUMES * PATCHES
+
+
+def test_all_ranks_figures_are_put_together(tmp_path: Path) -> None:
+    def rank() -> Any:
+        dataset = Patches([4] * 6)
+        sampler = DistributedSampler(dataset)
+        engine = Engine(lambda engine, batch: dist.all_reduce(torch.ones(1)))
+        with make_patches_loader(dataset, 1, sampler=sampler, batch_size=4) as loader:
+            QueueStatsHandler(loader).attach(engine)
+            metrics = engine.run(loader, max_epochs=3).metrics
+        return metrics
+
+    ranks = on_ranks(2, rank, tmp_path)
+    for metrics in ranks:
+        assert metrics["queue_patches"] == 3 * 12
+        assert metrics["queue_all_patches"] == 2 * 3 * 12
+        assert metrics["queue_all_num_workers"] == 2
+        assert metrics["queue_all_volumes_seen"] == 6
+        shares = [each["queue_starved"] for each in ranks]
+        assert min(shares) - 1e-9 <= metrics["queue_all_starved"] <= max(shares) + 1e-9
+    assert ranks[0]["queue_all_max_wait_seconds"] == max(each["queue_max_wait_seconds"] for each in ranks)
+
+
+def test_a_rank_without_the_handler_stops_nobody(tmp_path: Path) -> None:
+    def rank() -> Any:
+        with make_patches_loader([4] * 6, batch_size=4) as loader:
+            engine = Engine(lambda engine, batch: dist.all_reduce(torch.ones(1)))
+            if dist.get_rank() == 1:
+                QueueStatsHandler(loader).attach(engine)
+            return engine.run(loader, max_epochs=2).metrics
+
+    without, with_it = on_ranks(2, rank, tmp_path)
+    assert without == {}
+    assert with_it["queue_all_patches"] == with_it["queue_patches"] == 48

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import torch
 from monai.data import Dataset, MetaTensor
-from monai.transforms import Compose, RandCropByLabelClassesd, RandCropByPosNegLabeld, RandFlipd
+from monai.transforms import (
+    Compose,
+    Flipd,
+    RandAxisFlipd,
+    RandCropByLabelClassesd,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+)
 
 from monai_patchqueue import QueueStats, RandLabelPatchd, RandUniformPatchd
 from monai_patchqueue.report.asked import asked_shares
 from monai_patchqueue.report.history import Histogram, History
-from monai_patchqueue.report.patch_map import PatchMap, boxes
+from monai_patchqueue.report.patch_map import PatchMap
 from monai_patchqueue.report.patch_tally import PatchTally
 from monai_patchqueue.report.run_record import RunRecord
+from monai_patchqueue.report.traces import boxes
 from tests.pipelines import make_loader
 from tests.volumes import blobs, meta, numbered
 
@@ -138,6 +146,25 @@ def test_patches_are_found_where_they_were_cut(crop: str, flip: float) -> None:
         assert first == 1 + int(np.ravel_multi_index(box.start, shape))
 
 
+FLIPS = {
+    "none": RandFlipd(["label"], prob=0.0),
+    "one axis": RandFlipd(["label"], prob=1.0, spatial_axis=1),
+    "all axes": RandFlipd(["label"], prob=1.0),
+    "any axis": RandAxisFlipd(["label"], prob=1.0),
+    "certainly": Flipd(["label"], spatial_axis=(0, 2)),
+}
+
+
+@pytest.mark.parametrize("flip", FLIPS)
+def test_flips_do_not_change_the_class_at_the_center(flip: str) -> None:
+    label = np.random.default_rng(0).integers(0, 50, (1, 12, 12, 12)).astype(np.uint8)
+    crop = RandLabelPatchd("label", "label", 4, num_samples=16, label_probabilities={7: 1, 9: 1})
+    with make_loader(Dataset([{"label": meta(label)}], Compose([crop, FLIPS[flip]])), batch_size=16) as loader:
+        tally = PatchTally("label")
+        tally.add(next(iter(loader)))
+    assert set(tally.centers) == {7, 9}
+
+
 def test_patches_without_traces_are_nowhere() -> None:
     assert boxes(torch.zeros(3, 1, 4, 4)) == [None] * 3
     assert boxes(MetaTensor(torch.zeros(2, 1, 4, 4), applied_operations=[[], []])) == [None] * 2
@@ -190,14 +217,14 @@ def test_what_was_asked_for_is_read_off_the_transform(crop: Any, expected: dict[
 
 
 def test_a_record_goes_on_after_a_checkpoint_and_keeps_the_worst_stalls() -> None:
-    record = RunRecord("image", "label")
+    record = RunRecord("image", "label", effort=1)
     record.begin(QueueStats())
     waits = [0.01 * (step % 37) for step in range(300)]
     for step, wait in enumerate(waits):
         record.look_at({"image": torch.zeros(2, 1, 4, 4), "label": torch.full((2, 1, 4, 4), step % 3)})
         record.step(QueueStats(patches=2 * step, fill=0.5, last_wait_seconds=wait), {"memory_bytes": 100.0})
         if step == 150:
-            resumed = RunRecord("image", "label")
+            resumed = RunRecord("image", "label", effort=1)
             resumed.load_state_dict(saved(record.state_dict()))
             assert resumed.elapsed <= record.elapsed
             record = resumed
