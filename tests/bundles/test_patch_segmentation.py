@@ -126,6 +126,7 @@ def test_a_run_shows_progress_queue_figures_and_dice_and_leaves_a_network(
 
     folder = tmp_path / "runs" / "patch_segmentation"
     assert list(folder.glob("events.out.tfevents.*"))
+    assert "grainy_organ" in (folder / "report.html").read_text(encoding="utf-8")
     state = torch.load(folder / "model.pt", weights_only=True)
     parser = ConfigParser()
     parser.read_config(CONFIG)

@@ -190,6 +190,8 @@ def test_reports_are_written_on_demand_and_when_a_run_is_interrupted(tmp_path: P
         assert "The run was interrupted." in handler.path.read_text()
         assert handler.write("So far.") == handler.path
         assert "So far." in handler.path.read_text()
+        engine.run(loader, max_epochs=4)  # goes on
+        assert "4 epochs, 12 batches" in handler.path.read_text()
 
 
 @pytest.mark.usefixtures("no_drawing")
