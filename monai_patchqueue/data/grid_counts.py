@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..queue.errors import Failure
 from ..transforms import GridPatchSamplesd
 from .grid_pieces import GridPiece, whole_volume
 from .volumes import SamplesPerVolume, count_patches, grid_patch_count, transforms_of, volume_name
@@ -86,7 +87,11 @@ class _Counts(Dataset[int]):
         return len(self.volumes)
 
     def __getitem__(self, index: int) -> int:
-        return self.grid.of(whole_volume(self.dataset, self.volumes[index])).count
+        volume = self.volumes[index]
+        try:
+            return self.grid.of(whole_volume(self.dataset, volume)).count
+        except Exception as error:
+            raise Failure.of(error).exception(volume_name(self.dataset, volume), "to count its patches") from error
 
 
 def _loaded_counts(

@@ -49,7 +49,8 @@ def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") ->
     """Spatial shape of a volume after the transforms ``before``.
 
     Args:
-        value: what the volume's record holds: a file (NIfTI; its header is read) or a channel-first array.
+        value: what the volume's record holds: a file (NIfTI; its header is read), a list of files that are stacked as
+            channels, or a channel-first array.
         before: transforms that it goes through: those that keep shapes, and those that MONAI can apply lazily.
         key: the volume's key.
 
@@ -66,6 +67,8 @@ def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") ->
         if not _keeps_shape(transform) and not _tells_shape(transform):
             raise ValueError(f"the shape after {type(transform).__name__} cannot be told without running it")
     affine = None
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]  # files that are stacked as channels
     if isinstance(value, (str, os.PathLike)):
         try:
             image: Any = nib.load(value)

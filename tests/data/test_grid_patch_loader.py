@@ -10,11 +10,12 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import CacheDataset, DataLoader, Dataset, DistributedSampler
-from monai.transforms import Compose, CropForegroundd, EnsureTyped, RandFlipd, RandGaussianNoised, Spacingd
+from monai.transforms import Compose, CropForegroundd, EnsureTyped, LoadImaged, RandFlipd, RandGaussianNoised, Spacingd
 from torch.utils.data import ConcatDataset, Subset
 from torch.utils.data.distributed import DistributedSampler as TorchDistributedSampler
 
 from monai_patchqueue import GridPatchLoader, GridPatchSamplesd, PatchAggregator, RandUniformPatchd
+from tests.nifti_files import write_nifti
 from tests.pipelines import append_line, digest, lines
 from tests.volumes import meta, numbered
 
@@ -120,6 +121,27 @@ def test_volumes_whose_shape_is_not_known_before_are_loaded_to_count_their_patch
     assert "3 of 3 volumes are prepared once to count" in caplog.text
     assert "the shape after CropForegroundd cannot be told" in caplog.text
     assert places(loader) == every_place(0, 1, 2)
+
+
+def test_files_that_are_stacked_as_channels_are_counted_by_the_first_ones_header(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [
+        write_nifti(tmp_path / f"{name}.nii.gz", numbered(20, 16, 12)[0].astype(np.int16)) for name in ("t1", "t2")
+    ]
+    dataset = Dataset(
+        [{"image": files}], Compose([LoadImaged("image", ensure_channel_first=True), Spacingd("image", 2)])
+    )
+    loader = GridPatchLoader(dataset, GRID, batch_size=100)
+    assert not caplog.records
+    (batch,) = loader
+    assert batch["image"].shape == (len(places(loader)), 2, 8, 8, 8)
+
+
+def test_a_volume_that_cannot_be_loaded_to_count_its_patches_is_named() -> None:
+    dataset = Dataset([{"image": "missing.nii.gz"}], Compose([LoadImaged("image", ensure_channel_first=True)]))
+    with pytest.raises(Exception, match=r"volume 0 \(missing.nii.gz\) could not be prepared \(to count its patches\)"):
+        GridPatchLoader(dataset, GRID)
 
 
 def test_announced_numbers_are_taken_and_wrong_ones_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
