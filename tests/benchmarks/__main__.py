@@ -6,9 +6,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, loaders, predictions, random_queue
+from . import chunks, dice, loaders, predictions, random_queue
 
-COMMANDS = {"chunks": chunks, "loaders": loaders, "predictions": predictions, "random_queue": random_queue}
+COMMANDS = {
+    "chunks": chunks,
+    "dice": dice,
+    "loaders": loaders,
+    "predictions": predictions,
+    "random_queue": random_queue,
+}
 
 
 def main() -> int:
