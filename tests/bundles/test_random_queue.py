@@ -13,14 +13,15 @@ import monai
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from monai_patchqueue import RandomQueueDataset
 from monai_patchqueue.data.synthetic import make_synthetic_dataset
-from tests.bundles.test_other_bundles import CONFIG
+from tests.bundles.zoo import VALIDATION, VOLUMES, write_bundle
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "bundles" / "patch_segmentation" / "configs"
+OVERRIDE = ROOT / "bundles" / "overrides" / "random_queue.json"
 SMALL = {"max_epochs": 2, "val_interval": 2, "num_samples": 6, "batch_size": 4, "num_workers": 1}
 SMALL |= {"patch_size": [16, 16, 16], "checkpoint_interval": 100}
 
@@ -85,11 +86,18 @@ def test_the_lines_on_the_page_draw_by_the_loss(data: str, tmp_path: Path) -> No
         assert all(0 < value < 1.001 for value in priorities)  # Dice losses
 
 
-def test_the_override_puts_a_random_queue_into_a_bundle(data: str, tmp_path: Path) -> None:
-    (tmp_path / "train.json").write_text(json.dumps(CONFIG))
-    override = ROOT / "bundles" / "overrides" / "random_queue.json"
-    loader, trainer = train([tmp_path / "train.json", override], dataset_dir=data)
+def test_the_override_puts_a_random_queue_into_a_bundle_of_the_zoos_shape(tmp_path: Path) -> None:
+    config = write_bundle(tmp_path / "spleen_ct", "spleen_ct")
+    settings = {"epochs": 1, "val_interval": 2, "output_dir": str(tmp_path), "train#dataloader#num_workers": 1}
+    loader, trainer = train([config, OVERRIDE], **settings)
     with loader:
-        assert trainer.state.sizes == [(4, 1, 16, 16, 16)] * 4
+        assert trainer.state.sizes == [(4, 1, 16, 16, 16)] * (VOLUMES - VALIDATION)
         figures = {name for name in trainer.state.metrics if name.startswith("queue")}
         assert figures == {"queue_starved", "queue_fill", "queue_reuse", "queue_age"}
+
+
+def test_the_override_takes_the_place_of_a_config_for_several_gpus_loader_too(tmp_path: Path) -> None:
+    config = write_bundle(tmp_path / "spleen_ct", "spleen_ct")
+    parser = ConfigParser()
+    parser.read_config([config, config.with_name("multi_gpu_train.json"), OVERRIDE])
+    assert parser["train#dataloader"] == json.loads(OVERRIDE.read_text())["train#dataloader"]  # its sampler is gone
