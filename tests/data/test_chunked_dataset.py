@@ -109,8 +109,9 @@ def items(dataset: Any, seed: int = 3) -> list[Any]:
     return [dataset[number] for number in range(len(dataset))]
 
 
-@pytest.mark.parametrize("mmap", [True, False])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    ("name", "mmap"), [*((name, True) for name in PIPELINES), ("label", False), ("no crop", False)]
+)
 def test_patches_are_those_of_a_persistent_dataset(
     files: list[dict[str, Any]], tmp_path: Path, name: str, mmap: bool
 ) -> None:
