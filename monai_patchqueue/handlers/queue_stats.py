@@ -174,6 +174,7 @@ class QueueStatsHandler:
         self._already = QueueStats()  # of the loader's figures, what these include
         self._machine = MachineMonitor()
         self._ranks = RankExchange(name)
+        self._metrics: dict[str, str] = {}  # names of metrics by figure
 
     def attach(self, engine: Engine) -> None:
         """Register the handler; attaching it twice to an engine is the same as once.
@@ -268,11 +269,15 @@ class QueueStatsHandler:
 
     def _put(self, engine: Engine, scalars: Mapping[str, float], prefix: str = "") -> None:
         chosen = scalars if self.figures is None else [figure for figure in self.figures if figure in scalars]
-        engine.state.metrics.update({self._metric(prefix + figure): scalars[figure] for figure in chosen})
+        metrics = engine.state.metrics
+        for figure in chosen:
+            metrics[self._metrics.get(prefix + figure) or self._metric(prefix + figure)] = scalars[figure]
 
     def _metric(self, figure: str) -> str:
         prefix = f"{self.name}_"
-        return figure if figure.startswith(prefix) else prefix + figure  # no queue_queue_length
+        metric = figure if figure.startswith(prefix) else prefix + figure  # no queue_queue_length
+        self._metrics[figure] = metric
+        return metric
 
     def _label(self) -> str:
         rank = f" of rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
