@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import json
 import pickle
+import re
 import sys
 import threading
 import time
@@ -320,3 +323,15 @@ def test_the_interpreter_ends_cleanly_while_sources_are_slow(interpreter: Interp
     start = time.monotonic()
     assert (program.wait(30), program.errors) == (0, "")
     assert time.monotonic() - start < 5.0
+
+
+def test_the_config_of_their_page_gives_the_same_batches_three_times() -> None:
+    page = (Path(__file__).parents[2] / "docs/buffers.md").read_text(encoding="utf-8")
+    config = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    items = [{"image": torch.full((1, 4), float(i)), "label": i, "name": str(i)} for i in range(6)]
+    parser = ConfigParser({**json.loads(config[0]), "dataset": Dataset(items)})
+    for name in ("loader", "ahead", "apart"):
+        with contextlib.closing(parser.get_parsed_content(name)) as loader:
+            batches = list(loader)
+        assert [batch["label"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+        assert all(list(batch) == ["image", "label"] for batch in batches)
