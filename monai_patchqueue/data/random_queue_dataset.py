@@ -95,7 +95,7 @@ class RandomQueueDataset(QueueFace, IterableDataset[Any]):
         >>> sum(len(batch["image"]) for batch in queue)
         200
         >>> min(queue.stats().volume_counts.values()), max(queue.stats().volume_counts.values())
-        (6, 15)
+        (4, 15)
     """
 
     _session: RandomSession

@@ -46,7 +46,7 @@ class Laps:
     Example:
         >>> laps = Laps(0, (2, 1))
         >>> [laps.ticket(entry).volume for entry in range(4)], laps.items_of(2), laps.place_of(3)
-        ([0, 1, 0, 1], range(3, 5), (2, 0))
+        ([1, 0, 0, 1], range(3, 5), (2, 0))
     """
 
     def __init__(self, seed: int, counts: Sequence[int], rank: int = 0, replicas: int = 1, apart: int = 1) -> None:
