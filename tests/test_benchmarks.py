@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.benchmarks import check, evenness, harness, measure, predictions, report, slow_storage
+from tests.benchmarks import check, evenness, harness, measure, predictions, report, sampling, slow_storage
 from tests.benchmarks.contestants import CONTESTANTS, DEFAULT
+from tests.benchmarks.pipelines import KEYS
+from tests.benchmarks.sampling_contestants import Scene
 from tests.benchmarks.setup import Setup
 from tests.benchmarks.volumes import write_volumes
 
@@ -22,7 +25,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Setup:
     )
 
 
-@pytest.mark.parametrize("name", [*DEFAULT, "patchqueue-store", "monai-persistent", "limit-ram"])
+PREPARED = ("patchqueue-store", "monai-persistent", "patchqueue-cache-index", "monai-cache-index")
+LIMITS = ("limit-decode", "limit-copy", "limit-ram")
+
+
+@pytest.mark.parametrize("name", [*DEFAULT, *PREPARED, *LIMITS])
 def test_a_contestant_delivers_the_stock_pipelines_patches_and_is_timed(name: str, tiny: Setup) -> None:
     contestant = CONTESTANTS[name]
     pytest.importorskip(contestant.requires)
@@ -68,6 +75,30 @@ def test_predictions_are_compared_with_what_loaders_give(
     assert "| 1 | 2 | 6 | 2 | 1 ms |" in capsys.readouterr().out
     [runs] = json.loads(written.read_text())
     assert all(run["predicted"] > 0 and run["measured"] > 0 for run in runs)
+
+
+def test_choosing_and_cutting_patches_is_timed_scene_by_scene(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    parser = argparse.ArgumentParser()
+    sampling.add_arguments(parser)
+    written = tmp_path / "times.json"
+    options = ["--shape", "40", "36", "32", "--patch-size", "16", "--rounds", "2", "--json", str(written)]
+    assert sampling.main(parser.parse_args(options)) == 0
+    assert capsys.readouterr().out.count("| limit: copy of the patches |") == 2
+    results = json.loads(written.read_text())["results"]
+    assert [result["scene"]["kind"] for result in results] == ["label", "weighted"]
+    assert all(len(times) == 2 and min(times) > 0 for result in results for times in result["ms"].values())
+    monkeypatch.setattr(sampling, "make_item", None)
+    monkeypatch.setattr(sampling, "check", lambda _: None)
+    assert sampling.main(parser.parse_args(options)) == 0  # what is written is not timed again
+
+
+def test_a_way_of_sampling_that_gives_other_patches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    corner = {key: torch.zeros(1, 16, 16, 16) for key in KEYS}
+    monkeypatch.setattr(sampling, "delivered", lambda *_: [corner] * 8)
+    with pytest.raises(AssertionError, match=r"image patch at \[0, 0, 0\] differs from the volume"):
+        sampling.check(Scene((40, 36, 32), 16, "label"))
 
 
 def test_a_random_queue_draws_as_evenly_as_theory_predicts(tmp_path: Path) -> None:

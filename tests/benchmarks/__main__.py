@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, dice, loaders, predictions, random_queue
+from . import chunks, dice, loaders, predictions, random_queue, sampling
 
 COMMANDS = {
     "chunks": chunks,
@@ -14,6 +14,7 @@ COMMANDS = {
     "loaders": loaders,
     "predictions": predictions,
     "random_queue": random_queue,
+    "sampling": sampling,
 }
 
 

@@ -13,9 +13,8 @@ import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
+from .pipelines import KEYS
 from .setup import CLASS_PROBABILITIES, Setup
-
-KEYS = ("image", "label")
 
 
 class Delivered(NamedTuple):

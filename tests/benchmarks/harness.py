@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from .contestants import Contestant
+from .registry import Contestant
 from .setup import Setup
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def time_one(
 
 
 def _disturbance(figures: Mapping[str, Any]) -> float:
-    return max(figures[mode]["others_cores"] for mode in ("free", "paced"))
+    return max(figures[mode]["others_cores"] for mode in ("free", "paced") if mode in figures)
 
 
 def wait_for_quiet(cores: float, patience: float) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ import psutil
 import torch
 
 from .contestants import CONTESTANTS, Contestant
+from .pipelines import KEYS
 from .setup import Setup
 
 
-def read_voxels(batch: Mapping[str, Any]) -> int:
-    """Read each voxel once in this thread, as a copy to a device would, and give the number of patches."""
-    for key in ("image", "label"):
+def read_voxels(batch: Mapping[str, Any]) -> None:
+    """Read each voxel once in this thread, as a copy to a device would."""
+    for key in KEYS:
         batch[key].as_subclass(torch.Tensor).numpy().sum()
-    return len(batch["image"])
 
 
 def volumes_of(batch: Mapping[str, Any]) -> list[str]:
@@ -52,8 +53,10 @@ def all_cpu_seconds() -> float:
     return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
-def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> dict[str, Any]:
-    """Run one epoch that doesn't count and `setup.epochs` that do.
+def consume(
+    loader: Iterable[Mapping[str, Any]], setup: Setup, seconds: float, sleep: float = 0.0, read: bool = True
+) -> dict[str, Any]:
+    """Run one epoch that doesn't count, then `setup.epochs` that do, or as many as take so many `seconds`.
 
     A wait lasts from when the consumer is ready until it holds a batch; the end of an epoch and the start of the next
     are part of it. A batch of twice `batch_size` patches is two steps: one wait, a wait of nothing, two sleeps.
@@ -63,17 +66,20 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
     patches, started, cpu_started, all_cpu_started = 0, 0.0, 0.0, 0.0
     first_wait = None
     ready = time.perf_counter()
-    for epoch in range(setup.epochs + 1):
+    for epoch in count():
         if epoch == 1:
             waits, mixed, patches = [], [], 0
             cpu_started, all_cpu_started = cpu_seconds(), all_cpu_seconds()
             started = ready = time.perf_counter()
+        elif epoch > setup.epochs and time.perf_counter() - started >= seconds:
+            break
         for batch in loader:
             waits.append(time.perf_counter() - ready)
             first_wait = waits[0] if first_wait is None else first_wait
-            count = read_voxels(batch)
-            patches += count
-            steps = -(-count // setup.batch_size)
+            if read:
+                read_voxels(batch)
+            patches += len(batch["image"])
+            steps = -(-len(batch["image"]) // setup.batch_size)
             waits.extend([0.0] * (steps - 1))
             volumes = volumes_of(batch)
             mixed += [len({*volumes[i : i + setup.batch_size]}) for i in range(0, len(volumes), setup.batch_size)]
@@ -82,15 +88,17 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
                 time.sleep(sleep * steps)
             ready = time.perf_counter()
     wall = time.perf_counter() - started
+    epochs = epoch - 1
     cpu = cpu_seconds() - cpu_started
     others = max(0.0, all_cpu_seconds() - all_cpu_started - cpu) / wall
-    expected = setup.epochs * setup.patches_per_epoch
+    expected = epochs * setup.patches_per_epoch
     if patches != expected:
-        raise RuntimeError(f"{patches} patches in {setup.epochs} epochs, {expected} expected")
+        raise RuntimeError(f"{patches} patches in {epochs} epochs, {expected} expected")
     milliseconds = 1000 * np.array(waits)
     return {
         "first_wait_s": first_wait,
         "wall_s": wall,
+        "epochs": epochs,
         "patches_per_s": patches / wall,
         "volumes_per_step": float(np.mean(mixed)) if mixed else None,
         "cpu_ms_per_patch": 1000 * cpu / patches,
@@ -103,18 +111,22 @@ def consume(loader: Iterable[Mapping[str, Any]], setup: Setup, sleep: float) -> 
 
 
 def time_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
-    """Free-running epochs, then epochs with a consumer that sleeps."""
+    """Free-running epochs, then, where `setup` wants them, epochs with a consumer that sleeps."""
     import_module(contestant.requires)
     before = time.perf_counter()
     loader = contestant.build(setup)
     built = time.perf_counter() - before
-    free = consume(loader, setup, sleep=0.0)
-    paced = consume(loader, setup, sleep=setup.sleep)
-    return {"first_batch_s": built + free["first_wait_s"], "free": free, "paced": paced}
+    free = consume(loader, setup, setup.seconds, read=contestant.read)
+    figures = {"first_batch_s": built + free["first_wait_s"], "free": free}
+    if setup.paced:
+        figures["paced"] = consume(loader, setup, setup.paced_seconds, setup.sleep, contestant.read)
+    return figures
 
 
 def check_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
-    """Compare an epoch's patches with the stock pipeline's; a limit has none."""
+    """Prepare what a contestant needs, and compare an epoch's patches with the stock pipeline's; a limit has none."""
+    if contestant.prepare is not None:
+        contestant.prepare(setup)
     if contestant.layout is None:
         return {}
     from . import check

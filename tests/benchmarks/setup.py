@@ -23,8 +23,11 @@ class Setup:
         queue_length: patches in the queue, for contestants that have one.
         batch_size: patches in a step of the consumer.
         num_workers: processes (threads, for loaders with threads) that prepare volumes.
-        epochs: measured epochs; one more is run before them and not counted.
+        epochs: measured epochs, at least; one more is run before them and not counted.
+        seconds: go on, by whole epochs, until so many have been measured.
         sleep: seconds that the second consumer sleeps after each step.
+        paced: whether there is a second consumer.
+        paced_seconds: like `seconds`, for the second consumer.
         seed: for contestants that take one.
     """
 
@@ -35,7 +38,10 @@ class Setup:
     batch_size: int = 4
     num_workers: int = 2
     epochs: int = 4
+    seconds: float = 0.0
     sleep: float = 0.05
+    paced: bool = True
+    paced_seconds: float = 0.0
     seed: int = 0
 
     @property
