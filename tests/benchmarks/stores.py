@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that were prepared beforehand: our store, MONAI's and nnU-Net's. They lie beside the volumes' files, and are
-made by whoever is first, which is the process that checks what is delivered: it is not timed.
+made by the process that checks what is delivered: that is not timed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def persistent(setup: Setup, transforms: Sequence[Any]) -> Any:
     from monai.transforms import Compose
 
     folder = folder_for(setup, "persistent")
-    dataset = PersistentDataset(setup.items, Compose(transforms), folder, track_meta=True)
+    # With weights_only=True, the default, it cannot load the metadata that it wrote, and prepares each volume anew.
+    dataset = PersistentDataset(setup.items, Compose(transforms), folder, track_meta=True, weights_only=False)
     if len([*folder.glob("*.pt")]) < len(setup.items):
         for number in range(len(dataset)):
             dataset[number]
@@ -62,8 +63,8 @@ class NnunetBatches:
         from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-        folder = folder_for(setup, "nnunet-normalized" if normalize else "nnunet")
-        _prepare_nnunet(setup, folder, normalize)
+        folder = _nnunet_folder(setup, normalize)
+        prepare_nnunet(setup, normalize)
         names = {"background": 0, **{f"class {c}": c for c in range(1, NUM_CLASSES)}}
         size = (setup.patch_size,) * 3
         loader = nnUNetDataLoader(
@@ -83,11 +84,18 @@ class NnunetBatches:
             yield {"image": batch["data"], "label": batch["target"]}
 
 
-def _prepare_nnunet(setup: Setup, folder: Path, normalize: bool) -> None:
+def _nnunet_folder(setup: Setup, normalize: bool) -> Path:
+    """One for each number of volumes and size of patches, for which nnU-Net chooses blocks and chunks."""
+    kind = "nnunet-normalized" if normalize else "nnunet"
+    return folder_for(setup, f"{kind}-{len(setup.items)}-{setup.patch_size}")
+
+
+def prepare_nnunet(setup: Setup, normalize: bool) -> None:
     """Write what ``nnUNetv2_preprocess`` writes of volumes that it need not resample."""
     import nibabel as nib
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
+    folder = _nnunet_folder(setup, normalize)
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(setup.seed)
     for number, item in enumerate(setup.items):
