@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
+from monai.utils import TraceKeys
 
 from .epoch import DrawnPatch
+from .meta_rows import MetaRows
 from .record import own_copy
 from .recorder import Recorder
 from .schedule import BATCH, ITEM, seed_sequence
@@ -159,7 +161,7 @@ class Assembler:
             if key not in arrays:
                 batch[key] = collated[key]
             elif key in patches[0].record.meta:
-                batch[key] = _with_meta(arrays[key], [p.record.meta[key][p.draw.patch] for p in patches])
+                batch[key] = _with_meta(arrays[key], key, patches)
             else:
                 batch[key] = arrays[key]
         return batch
@@ -177,7 +179,7 @@ class Assembler:
         # torch has a pool of its own for page-locked memory, which knows of copies that are under way.
         out = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if self._pin else self._pool.take(nbytes)
         np.take(info.slab.rows[key], slots, axis=0, out=out.numpy().reshape(len(slots), -1), mode="clip")
-        return out.view(spec.dtype).view(len(slots), *spec.shape)
+        return spec.view(out.view(spec.dtype))
 
     def _transform_item(self, patch: DrawnPatch, item: dict[str, Any]) -> Any:
         ticket, draw = patch.ticket, patch.draw
@@ -203,12 +205,19 @@ def _with_keys(batch: Any, more: Mapping[str, torch.Tensor]) -> Any:
     return batch
 
 
-def _with_meta(batch: torch.Tensor, parts: Sequence[dict[str, Any]]) -> MetaTensor:
-    """A batch with the metadata that MONAI's own collation gives it, called on patches of one voxel."""
-    tiny = [_meta_tensor(torch.empty((1,) * (batch.ndim - 1)), part) for part in parts]
-    collated = collate_meta_tensor_fn(tiny)
+def _with_meta(batch: torch.Tensor, key: str, patches: Sequence[DrawnPatch]) -> MetaTensor:
+    """A batch with the metadata that MONAI's own collation gives it."""
+    parts = [patch.record.meta[key][patch.draw.patch] for patch in patches]
+    rows = [patch.record.rows(key, batch.ndim - 1) for patch in patches]
+    known = [(row, patch.draw.patch) for row, patch in zip(rows, patches, strict=True) if row is not None]
+    meta = MetaRows.joined(known) if len(known) == len(patches) else None
     whole = batch.as_subclass(MetaTensor)
-    whole.__dict__.update(collated.__dict__)
+    if meta is None:  # MONAI's collation, called on patches of one voxel
+        tiny = [_meta_tensor(torch.empty((1,) * (batch.ndim - 1)), part) for part in parts]
+        whole.__dict__.update(collate_meta_tensor_fn(tiny).__dict__)
+    else:
+        operations = [own_copy(part["_applied_operations"]) or TraceKeys.NONE for part in parts]
+        whole.__dict__.update(own_copy(known[0][0].attributes), _meta=meta, _applied_operations=operations)
     return whole
 
 
