@@ -13,7 +13,7 @@ import torch
 
 from ..queue.cpus import available_cpus
 from ..queue.memory import available_memory, ranks_on_this_host
-from ..queue.record import array_specs
+from ..queue.record import slab_specs
 from ..queue.recorder import Recorder
 from ..queue.runner import Batch, Runner
 from ..queue.schedule import Plan, Ticket
@@ -131,7 +131,7 @@ class RunningQueue(ABC):
             return queue.info.slab.layout
         if self._prepared is None:
             self._prepared = prepare_first(self.options, self.seed, self._plan_ahead())
-        layout = SlabLayout(1, array_specs(self._prepared[1].patches[0]))
+        layout = SlabLayout(1, slab_specs(self._prepared[1].patches[0]))
         return SlabLayout(self._sizing.slots(self._sizing.queue_length(layout.patch_nbytes)), layout.keys)
 
     def memory_bytes(self) -> int:

@@ -48,12 +48,15 @@ _OUR_CROPS = frozenset(
 
 
 @contextmanager
-def lending(datasets: Sequence[CacheDataset]) -> Iterator[None]:
-    """Let these datasets lend cached items instead of copying them, within the block."""
+def lending(datasets: Sequence[CacheDataset], last: Any = None) -> Iterator[None]:
+    """Let these datasets lend cached items instead of copying them, within the block.
+
+    Patches that the transform ``last`` gives may be slices of what was lent.
+    """
     classes: list[Any] = [type(dataset) for dataset in datasets]
     try:
         for dataset, cls in zip(datasets, classes, strict=True):
-            dataset.__class__ = _lending_class(cls)
+            dataset.__class__ = _lending_class(cls, None if last is None else id(last))
         yield
     finally:
         for dataset, cls in zip(datasets, classes, strict=True):
@@ -61,7 +64,7 @@ def lending(datasets: Sequence[CacheDataset]) -> Iterator[None]:
 
 
 @cache
-def _lending_class(cls: Any) -> Any:
+def _lending_class(cls: Any, last: int | None) -> Any:
     if getattr(cls, "_transform", None) is not CacheDataset._transform:
         return cls  # it has ways of its own
 
@@ -72,7 +75,10 @@ def _lending_class(cls: Any) -> Any:
             return CacheDataset._transform(self, index)
         crop = compose.transforms[first]
         loan = _Loan(item, withheld=crop.w_key if _name(crop) == _SHIFTS_ITS_MAP else None)
-        patches = loan.separate(compose(loan.item, start=first, end=first + 1))
+        patches = compose(loan.item, start=first, end=first + 1)
+        if id(crop) == last:
+            return patches
+        patches = loan.separate(patches)
         return compose(patches, start=first + 1)
 
     return type(cls.__name__, (cls,), {"_transform": transform, "__module__": cls.__module__})

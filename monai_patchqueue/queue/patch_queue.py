@@ -15,7 +15,7 @@ from dataclasses import replace
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
-from .record import VolumeRecord, array_specs, own_copy
+from .record import VolumeRecord, own_copy, slab_specs
 from .recorder import Recorder
 from .schedule import Drawing, Plan, Ticket
 from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
@@ -297,7 +297,7 @@ class PatchQueue:
             # Also where it is tried again with another volume: who comes first does not depend on time.
             first = min(unsettled, key=lambda volume: (volume.ticket.epoch, volume.entry)).number
             if first in self._in_memory:
-                specs = array_specs(self._in_memory[first].patches[0])
+                specs = slab_specs(self._in_memory[first].patches[0])
             elif first in self._waiting:
                 specs = self._waiting[first]
             else:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from .meta_rows import MetaRows
 from .slab import KeySpec
 
-__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "own_copy", "pack"]
+__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "own_copy", "pack", "slab_specs"]
 
 # Smaller arrays cost less in the record than a slot of their own.
 SLAB_NBYTES = 4096
@@ -44,6 +45,13 @@ class VolumeRecord:
     meta: dict[str, list[dict[str, Any]]]
     seconds: dict[str, float] = field(default_factory=dict)
     transforms: dict[str, float] = field(default_factory=dict)
+    _rows: dict[str, MetaRows | None] = field(default_factory=dict, repr=False)
+
+    def rows(self, key: str, ndim: int) -> MetaRows | None:
+        """The patches' metadata under a key, as batches' are made of them; ``ndim`` is a patch's number of axes."""
+        if key not in self._rows:
+            self._rows[key] = MetaRows.of(self.meta[key], ndim)
+        return self._rows[key]
 
     def value(self, key: str, patch: int) -> Any:
         """Value of a key that is not in the slab."""
@@ -80,6 +88,19 @@ def array_specs(patch: Patch, always: Iterable[str] = ()) -> dict[str, KeySpec]:
     return {
         key: spec for key, spec in specs.items() if spec is not None and (spec.nbytes >= SLAB_NBYTES or key in always)
     }
+
+
+def slab_specs(patch: Patch) -> dict[str, KeySpec]:
+    """The arrays of a patch that go through the slab, and the order that their axes are to have there: this patch's."""
+    return {key: replace(spec, order=_memory_order(patch[key])) for key, spec in array_specs(patch).items()}
+
+
+def _memory_order(array: torch.Tensor | np.ndarray[Any, Any]) -> tuple[int, ...] | None:
+    """The axes from the slowest to the fastest in memory; ``None`` where that is as they are numbered."""
+    shape, strides = array.shape, array.stride() if isinstance(array, torch.Tensor) else array.strides
+    order = tuple(sorted(range(len(shape)), key=lambda axis: (shape[axis] > 1, -abs(strides[axis]), axis)))
+    long = [axis for axis in order if shape[axis] > 1]
+    return None if long == sorted(long) else order
 
 
 def pack(patches: Sequence[Patch], slab_keys: Mapping[str, KeySpec]) -> VolumeRecord:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slab: one preallocated buffer per key, ``[slots, *patch]``, in memory that workers and consumer share."""
+"""The slab: one preallocated buffer per key, ``[slots, *patch]``, in memory that workers and consumer share.
+
+Patches lie in it in the order of axes that the first patch has in memory. NIfTI files are Fortran-ordered, and bringing
+a patch into C order costs five times what copying it does.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,45 @@ import mmap
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import shared_memory
 from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["HAS_MEMFD", "KeySpec", "Slab", "SlabHandle", "SlabInfo", "SlabLayout", "slots_needed"]
+__all__ = ["HAS_MEMFD", "KeySpec", "Slab", "SlabHandle", "SlabInfo", "SlabLayout", "bits", "slots_needed"]
 
 HAS_MEMFD = hasattr(os, "memfd_create")
 
 # Keys start at a page, so that no two keys share one.
 _ALIGN = 4096
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
 class KeySpec:
-    """Shape and dtype of a patch's array under one key; ``meta`` where it is a ``MetaTensor``."""
+    """Shape and dtype of a patch's array under one key; ``meta`` where it is a ``MetaTensor``.
+
+    ``order`` has its axes from the slowest to the fastest in memory. Patches in other orders fit all the same.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     meta: bool = False
+    order: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of one patch."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def view(self, flat: torch.Tensor) -> torch.Tensor:
+        """``flat`` as a tensor ``[n, *shape]`` of which each ``[*shape]`` has the axes in memory as ``order`` says."""
+        if self.order is None:
+            return flat.view(-1, *self.shape)
+        places = [self.order.index(axis) + 1 for axis in range(len(self.shape))]
+        return flat.view(-1, *(self.shape[axis] for axis in self.order)).permute(0, *places)
 
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}{' MetaTensor' if self.meta else ''}"
@@ -56,15 +73,15 @@ class SlabLayout:
         """Size of the slab in bytes."""
         return sum(self._sizes())
 
-    def views(self, buffer: memoryview | mmap.mmap) -> dict[str, torch.Tensor]:
-        """A tensor ``[slots, *shape]`` per key over ``buffer``."""
-        views = {}
+    def flat(self, buffer: memoryview | mmap.mmap) -> dict[str, torch.Tensor]:
+        """A tensor of one axis per key over ``buffer``, with the key's patches one after the other."""
+        tensors = {}
         offset = 0
         for (key, spec), size in zip(self.keys.items(), self._sizes(), strict=True):
-            flat = torch.frombuffer(buffer, dtype=spec.dtype, count=self.slots * math.prod(spec.shape), offset=offset)
-            views[key] = flat.view(self.slots, *spec.shape)
+            count = self.slots * math.prod(spec.shape)
+            tensors[key] = torch.frombuffer(buffer, dtype=spec.dtype, count=count, offset=offset)
             offset += size
-        return views
+        return tensors
 
     def _sizes(self) -> list[int]:
         return [-(-self.slots * spec.nbytes // _ALIGN) * _ALIGN for spec in self.keys.values()]
@@ -196,11 +213,19 @@ class Slab:
     ) -> None:
         self.layout = layout
         buffer = handle.attach(layout.nbytes, name) if attach else handle.allocate(layout.nbytes)
-        self.tensors = layout.views(buffer)
-        # Rows of bytes, for gathering: numpy takes rows of any dtype in one call, and in one thread.
-        self.rows = {
-            key: tensor.view(layout.slots, -1).view(torch.uint8).numpy() for key, tensor in self.tensors.items()
-        }
+        flat = layout.flat(buffer)
+        self.tensors = {key: spec.view(flat[key]) for key, spec in layout.keys.items()}
+        # numpy copies in one thread. Those of torch wait for each other, which takes long where cores are busy.
+        self.arrays = {key: bits(tensor) for key, tensor in self.tensors.items()}
+        # Rows of bytes, for gathering: numpy takes rows of any dtype in one call.
+        self.rows = {key: tensor.view(torch.uint8).numpy().reshape(layout.slots, -1) for key, tensor in flat.items()}
+
+
+def bits(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """An array over a tensor's memory (if it is in main memory), of integers, as numpy does not know all its dtypes."""
+    integer = _INTEGERS.get(tensor.dtype.itemsize)
+    tensor = tensor.cpu().resolve_conj().resolve_neg()
+    return (tensor if integer is None else tensor.view(integer)).numpy()
 
 
 @dataclass(frozen=True)

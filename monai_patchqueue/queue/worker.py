@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
@@ -18,10 +19,11 @@ from .lent_items import lending
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
 from .schedule import PREPARE, Ticket, seed_sequence
 from .seeding import Reseeder, global_random_state, reachable, seed_globals
-from .slab import KeySpec, Slab
+from .slab import KeySpec, Slab, bits
 from .thread_copies import copy_for_thread
 from .timing import Stopwatch
 from .traces import TraceNames, transform_ids
+from .view_patches import giving_views, last_transform
 
 __all__ = ["MisfitError", "PreparedVolume", "Preparer", "Recipe", "spread", "write"]
 
@@ -77,9 +79,11 @@ class Preparer:
         recipe: what to do.
         where: ``"process"`` (a process of our own), ``"thread"`` (a thread, with a copy of the recipe of its own) or
             ``"inline"`` (the caller's thread and objects, left as they were).
+        written: whether all patches are copied into their slots next, by :func:`write`: then they may share memory with
+            their volumes.
     """
 
-    def __init__(self, recipe: Recipe, where: Literal["process", "thread", "inline"]) -> None:
+    def __init__(self, recipe: Recipe, where: Literal["process", "thread", "inline"], *, written: bool = False) -> None:
         self._recipe = recipe
         self._where = where
         # A process of our own does nothing else, whichever threads a transform has.
@@ -87,6 +91,8 @@ class Preparer:
         self._reseed = Reseeder(recipe.dataset, recipe.patch_transform)
         self._stopwatch = Stopwatch(recipe.dataset)
         self._caches = [obj for obj in reachable(recipe.dataset) if isinstance(obj, CacheDataset)]
+        written = written and recipe.patch_transform is None and not recipe.keep_misfits
+        self._last = last_transform(recipe.dataset) if written else None
         ids = transform_ids(recipe.dataset, recipe.patch_transform)
         self._trace_names = TraceNames(ids, recipe.traced)
         if where == "process":
@@ -102,7 +108,7 @@ class Preparer:
         """
         sequence = seed_sequence(self._recipe.seed, PREPARE, ticket.epoch, ticket.volume, ticket.occurrence)
         self._reseed(sequence)
-        with self._surroundings(sequence.spawn(1)[0]), lending(self._caches):
+        with self._surroundings(sequence.spawn(1)[0]), lending(self._caches, self._last), giving_views(self._last):
             start, cpu = time.perf_counter(), self._cpu_time()
             with self._stopwatch.running() as spent:
                 item = self._recipe.dataset[ticket.volume]
@@ -172,7 +178,7 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
         _check(patch, number, keys, patches[0], first)
         for key in keys:
-            slab.tensors[key][slot].copy_(as_tensor(patch[key]))
+            np.copyto(slab.arrays[key][slot], bits(as_tensor(patch[key])))
     record = pack(patches, keys)
     computing = volume.seconds.get("cpu", 0.0) + time.thread_time() - cpu
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start, "cpu": computing}

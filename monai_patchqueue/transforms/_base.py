@@ -25,6 +25,10 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
 
     backend: ClassVar[list[TransformBackends]] = [TransformBackends.TORCH, TransformBackends.NUMPY]
 
+    copies = True
+    """Whether patches have memory of their own. Not while whoever runs the pipeline copies them next: then they may be
+    views of the volume."""
+
     def __init__(self, spatial_size: Sequence[int] | int, border: str, padding_mode: Any, lazy: bool) -> None:
         LazyTransform.__init__(self, lazy)
         self.spatial_size = check_size(spatial_size)
@@ -67,7 +71,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         if isinstance(volume, torch.Tensor):
             volume = volume.as_subclass(torch.Tensor)
         fill = fill or self._fill or Fill()
-        patches = [cut(volume, row, geometry, fill) for row in rows]
+        patches = [cut(volume, row, geometry, fill, self.copies) for row in rows]
         if meta is None and kind in ("MetaTensor", "tensor"):
             patches = [torch.from_numpy(patch) for patch in patches]
         return patches if meta is None else [meta.wrap(i, patch) for i, patch in enumerate(patches)]

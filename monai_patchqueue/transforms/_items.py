@@ -57,6 +57,15 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
         self._lazy = value
         self.cropper.lazy = value
 
+    @property
+    def copies(self) -> bool:
+        """See :class:`PatchTransform`."""
+        return self.cropper.copies
+
+    @copies.setter
+    def copies(self, value: bool) -> None:
+        self.cropper.copies = value
+
     def _present(self, data: Item) -> list[Hashable]:
         missing = [key for key in self.keys if key not in data]
         if (missing and not self.allow_missing_keys) or len(missing) == len(self.keys):

@@ -122,18 +122,20 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
     return guide.values() if isinstance(guide, LazyVolume) else as_array(guide)
 
 
-def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill) -> Any:
-    """A copy of one patch, in the volume's order of axes in memory, that shares no memory with the volume.
+def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, copies: bool = True) -> Any:
+    """One patch, in the volume's order of axes in memory.
 
     Args:
         volume: channel-first; not a MetaTensor.
         start: the patch's start in the volume, one int per spatial axis.
         geometry: the volume's and the patch's size.
         fill: what lies outside the volume.
+        copies: whether the patch is to share no memory with the volume.
     """
     size, shape = geometry.size, geometry.shape
     if all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)):
-        return _own(_read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))))
+        patch = _read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True)))
+        return _own(patch) if copies else patch
     return _own(read_padded(lambda index: _read(volume, index), shape, start, size, fill))
 
 

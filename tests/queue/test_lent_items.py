@@ -59,7 +59,7 @@ def records(kind: str = "meta", shape: tuple[int, ...] = (20, 18, 16)) -> list[d
 def copying() -> Iterator[None]:
     """MONAI's own deep copies."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "lending", lambda datasets: nullcontext())
+        patch.setattr(worker, "lending", lambda *_: nullcontext())
         yield
 
 

@@ -103,7 +103,7 @@ class InlineProducer(Producer):
     """Prepares volumes in the calling thread, one at a time, when waited for."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._preparer = Preparer(recipe, "inline")
+        self._preparer = Preparer(recipe, "inline", written=True)
         self._todo: deque[Assignment] = deque()
 
     def capacity(self) -> int:

@@ -26,7 +26,7 @@ from ..child import SAFETY, describe_exit, hang_up, start_child
 from ..errors import Failure, WorkerDiedError
 from ..handover import Parcel, Receiver, Sender
 from ..pickling import describe_unpicklable, dumps
-from ..record import array_specs
+from ..record import slab_specs
 from ..slab import Slab, SlabHandle, SlabInfo, SlabLayout
 from ..worker import MisfitError, Preparer, Recipe, write
 from .base import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
@@ -283,7 +283,7 @@ class _Loop:
         self._start_failure: Failure | None = None
         try:
             self._introduce(index, num_workers, recipe)
-            preparer = Preparer(recipe, "process")
+            preparer = Preparer(recipe, "process", written=True)
             if recipe.worker_init_fn is not None:
                 recipe.worker_init_fn(index)
             self._preparer = preparer
@@ -321,7 +321,7 @@ class _Loop:
             return Failed(number, self._start_failure or Failure(RuntimeError, "did not start."), self._name)
         volume = self._preparer(ticket)
         if slots is None:
-            self._send(NeedsSlots(number, array_specs(volume.patches[0])))
+            self._send(NeedsSlots(number, slab_specs(volume.patches[0])))
             while number not in self._granted:
                 self._receive()
             slots = self._granted.pop(number)

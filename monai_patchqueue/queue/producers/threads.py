@@ -15,7 +15,7 @@ import torch
 
 from ..errors import Failure
 from ..exiting import end_at_exit, interrupt
-from ..record import array_specs
+from ..record import slab_specs
 from ..slab import SlabInfo
 from ..worker import MisfitError, Preparer, Recipe, write
 from .base import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
@@ -63,7 +63,7 @@ class _ThreadWorker:
         one_openmp_thread()
         producer = self._producer
         try:
-            preparer = Preparer(self._recipe, "thread")
+            preparer = Preparer(self._recipe, "thread", written=True)
             if self._recipe.worker_init_fn is not None:
                 self._recipe.worker_init_fn(self.index)
         except Exception as error:
@@ -92,7 +92,7 @@ class _ThreadWorker:
         try:
             if slots is None:
                 self._producer.waiting[number] = self
-                self._producer.events.put(NeedsSlots(number, array_specs(volume.patches[0])))
+                self._producer.events.put(NeedsSlots(number, slab_specs(volume.patches[0])))
                 slots = self.grants.get()
             info = self._producer.info
             if info is None:
