@@ -20,6 +20,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Randomizable
 
+from ..io.zarr_arrays import metadata_above
 from ..sampling import as_array
 
 __all__ = ["CHECKS", "file_state", "fingerprint"]
@@ -53,8 +54,8 @@ def fingerprint(*values: Any) -> str:
 def file_state(value: Any, check: Check) -> list[Any]:
     """What tells whether the files that a record names have changed: for each its size, and its time or its content.
 
-    A folder stands for the files in it, and one half of a .hdr and .img pair for both. Text that is no file's name says
-    nothing.
+    A folder stands for the files in it (an array in a Zarr store for the metadata of its groups too), and one half of a
+    .hdr and .img pair for both. Text that is no file's name says nothing.
 
     Args:
         value: a record, or part of one.
@@ -75,7 +76,7 @@ def file_state(value: Any, check: Check) -> list[Any]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+        return sorted(file for file in (*path.rglob("*"), *metadata_above(path)) if file.is_file())
     pairs = {".hdr": ".img", ".img": ".hdr"}
     other = path.with_suffix(pairs[path.suffix]) if path.suffix in pairs else path
     return sorted({file for file in (path, other) if file.is_file()})

@@ -28,6 +28,8 @@ from monai.transforms import (
 from monai.transforms.traits import RandomizableTrait
 from nibabel.filebasedimages import ImageFileError
 
+from ..io.zarr_arrays import is_zarr, open_zarr
+
 __all__ = ["spatial_shape"]
 
 _KEEP_SHAPE = (
@@ -49,8 +51,8 @@ def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") ->
     """Spatial shape of a volume after the transforms ``before``.
 
     Args:
-        value: what the volume's record holds: a file (NIfTI; its header is read), a list of files that are stacked as
-            channels, or a channel-first array.
+        value: what the volume's record holds: a file (NIfTI, or a Zarr store that says what its axes are; metadata are
+            read), a list of files that are stacked as channels, or a channel-first array.
         before: transforms that it goes through: those that keep shapes, and those that MONAI can apply lazily.
         key: the volume's key.
 
@@ -71,10 +73,9 @@ def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") ->
         value = value[0]  # files that are stacked as channels
     if isinstance(value, (str, os.PathLike)):
         try:
-            image: Any = nib.load(value)
+            shape, affine = _of_file(os.fspath(value))
         except (ImageFileError, OSError) as error:
             raise ValueError(f"the shape of {os.fspath(value)} cannot be read from its header ({error})") from error
-        shape, affine = tuple(map(int, image.shape[:3])), torch.as_tensor(image.affine)
     elif hasattr(value, "shape"):
         shape, affine = tuple(map(int, value.shape[1:])), getattr(value, "affine", None)
     else:
@@ -88,6 +89,17 @@ def spatial_shape(value: Any, before: Sequence[Any], key: Hashable = "image") ->
             except Exception as error:  # whatever it says, it says when the volume is loaded too
                 raise ValueError(f"the shape after {type(transform).__name__} cannot be told ({error})") from error
     return tuple(int(n) for n in volume.peek_pending_shape())
+
+
+def _of_file(file: str) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Spatial shape and affine of a volume, by its header."""
+    if not is_zarr(file):
+        image: Any = nib.load(file)
+        return tuple(map(int, image.shape[:3])), torch.as_tensor(image.affine)
+    volume = open_zarr(file)
+    if not volume.named:
+        raise ValueError(f"{file!r} does not say which of its axes is that of the channels")
+    return volume.stored.shape[volume.layout.has_channels :], torch.as_tensor(volume.layout.affine)
 
 
 def _keeps_shape(transform: Any) -> bool:

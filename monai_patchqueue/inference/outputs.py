@@ -11,10 +11,11 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.utils import MetaKeys, optional_import
+from monai.utils import MetaKeys
 
 from ..io.lazy import LazyVolume
 from ..io.scaling import Scaling
+from ..io.zarr_arrays import ZarrArray, import_zarr
 
 __all__ = ["FORMATS", "MemoryOutput", "NiftiOutput", "NpyOutput", "Output", "ZarrOutput"]
 
@@ -110,7 +111,9 @@ class NiftiOutput(_MappedOutput):
 
 
 class ZarrOutput:
-    """A zarr array, in chunks of a channel and 64 voxels along each axis; the affine is among its attributes.
+    """A zarr array, in chunks of a channel and 64 voxels along each axis, which ``LoadVolumed`` reads.
+
+    The affine is among its attributes, and its axes are named c, x, y, z.
 
     Args:
         file: the array's folder.
@@ -120,15 +123,17 @@ class ZarrOutput:
     """
 
     def __init__(self, file: Path, shape: tuple[int, ...], dtype: torch.dtype, affine: torch.Tensor) -> None:
-        zarr, found = optional_import("zarr")
-        if not found:
-            raise ImportError("zarr arrays are written by the package zarr: pip install 'monai_patchqueue[zarr]'.")
+        zarr = import_zarr()
         self._file = file
         chunks = (1, *(min(n, 64) for n in shape[1:]))
+        names = [*"cxyz", *(f"axis_{axis}" for axis in range(4, len(shape)))][: len(shape)]
+        named = {} if zarr.__version__.startswith("2.") else {"dimension_names": names}
         self._values = zarr.open_array(
-            str(file), mode="w", shape=shape, chunks=chunks, dtype=_numpy_dtype(dtype).name, fill_value=0
+            str(file), mode="w", shape=shape, chunks=chunks, dtype=_numpy_dtype(dtype).name, fill_value=0, **named
         )
         self._values.attrs["affine"] = affine.tolist()
+        if not named:
+            self._values.attrs["_ARRAY_DIMENSIONS"] = names  # as xarray does in Zarr's format 2
 
     def write(self, first: int, stop: int, rows: torch.Tensor) -> None:
         """Write finished rows into their chunks."""
@@ -136,7 +141,8 @@ class ZarrOutput:
 
     def volume(self, meta: Meta) -> LazyVolume:
         """The volume, of which the parts that are asked for are read."""
-        return LazyVolume(self._values, Scaling(), {**meta, MetaKeys.SAVED_TO: str(self._file)}, channel_axis=0)
+        stored = ZarrArray(str(self._file), self._values, range(len(self._values.shape)))
+        return LazyVolume(stored, Scaling(), {**meta, MetaKeys.SAVED_TO: str(self._file)}, channel_axis=0)
 
 
 FORMATS: dict[str, Callable[[Path, tuple[int, ...], torch.dtype, torch.Tensor], Output]] = {

@@ -16,6 +16,7 @@ from .chunks import ChunkedFile
 from .regions import StoredFile
 from .reoriented import ReorientedArray
 from .scaling import Scaling, pieces
+from .zarr_arrays import ZarrArray
 
 __all__ = ["LazyVolume"]
 
@@ -50,7 +51,7 @@ class LazyVolume:
 
     def __init__(
         self,
-        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray,
+        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray | ZarrArray,
         scaling: Scaling,
         meta: dict[Any, Any] | None = None,
         channel_axis: int | None = None,

@@ -10,6 +10,7 @@ import numpy as np
 
 from .chunks import ChunkedFile
 from .regions import StoredFile
+from .zarr_arrays import ZarrArray
 
 __all__ = ["ReorientedArray"]
 
@@ -30,7 +31,7 @@ class ReorientedArray:
 
     def __init__(
         self,
-        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray,
+        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray | ZarrArray,
         axes: Sequence[int],
         reversed_axes: Sequence[bool],
     ) -> None:

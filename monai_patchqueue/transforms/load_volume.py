@@ -15,13 +15,14 @@ from monai.data import MetaTensor, NumpyReader, get_track_meta
 from monai.data.utils import is_no_channel
 from monai.transforms import LoadImage, LoadImaged
 from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey, MetaKeys, PostFix, ensure_tuple, get_equivalent_dtype
+from monai.utils import ImageMetaKey, MetaKeys, PostFix, SpaceKeys, ensure_tuple, get_equivalent_dtype
 
 from ..io.lazy import LazyVolume
 from ..io.nifti import NiftiVoxels, is_nifti
 from ..io.reader import FastNiftiReader, HeaderReader
 from ..io.regions import StoredFile
 from ..io.scaling import Scaling
+from ..io.zarr_arrays import is_zarr, open_zarr
 
 __all__ = ["LoadVolume", "LoadVolumeD", "LoadVolumeDict", "LoadVolumed"]
 
@@ -37,6 +38,10 @@ class LoadVolume(LoadImage):
     formats, lists of files, and files with unusual headers go to MONAI's readers. A .hdr and .img pair is read as
     ``NibabelReader`` reads it.
 
+    Zarr stores, which MONAI has no reader for, are read by the package zarr (extra ``zarr``): paths with a part that
+    ends in ``.zarr``. They lead to an array, or to the group of an OME-Zarr image (0.4 or 0.5), of which the first
+    level is taken. Axes come in the order channels, x, y, z, the affine from the image's scale, translation and units.
+
     Args:
         reader: MONAI's readers to use, for every file; None: ours for NIfTI, and MONAI's choice for all else.
         image_only: give the volume only, not the volume and its metadata.
@@ -46,9 +51,9 @@ class LoadVolume(LoadImage):
         prune_meta_pattern: regular expression of metadata keys to leave out.
         prune_meta_sep: separator of nested keys in that pattern.
         expanduser: expand ``~`` in file names.
-        lazy_read: give a :class:`~monai_patchqueue.LazyVolume` of a NIfTI or .npy file, for the patch transforms that
-            follow: dtype and scale are applied to patches only, and of a file that is not compressed only patches are
-            read. Needs ``ensure_channel_first=True``.
+        lazy_read: give a :class:`~monai_patchqueue.LazyVolume` of a NIfTI or .npy file or a Zarr store, for the patch
+            transforms that follow: dtype and scale are applied to patches only, and of a file that is not compressed
+            only patches are read, of a Zarr store their chunks. Needs ``ensure_channel_first=True``.
         mmap: map uncompressed files into memory for lazy reading, instead of reading from them. Faster where the files
             are in the system's cache or on a network drive; slower on a cold local disk.
         args: for the readers.
@@ -91,6 +96,7 @@ class LoadVolume(LoadImage):
             raise ValueError(f"a reader of your choice ({reader!r}) reads whole volumes: leave it out, or lazy_read")
         self.lazy_read = lazy_read
         self.mmap = mmap
+        self._channel_dim = kwargs.get("channel_dim")
         self._headers: Any = None
         self._arrays: Any = None
         target = None if dtype is None else np.dtype(get_equivalent_dtype(dtype, np.ndarray))
@@ -114,16 +120,26 @@ class LoadVolume(LoadImage):
             that and its metadata.
 
         Raises:
+            ImportError: a Zarr store, and the package zarr is not installed.
             OSError: the file is missing, truncated or corrupt.
             RuntimeError: no reader can read it.
+            ValueError: a Zarr store that is no volume.
         """
         names = ensure_tuple(filename)
         if reader is None and len(names) == 1 and isinstance(names[0], (str, os.PathLike)):
             name = str(Path(names[0]).expanduser()) if self.expanduser else os.fspath(names[0])
-            volume = self._nifti(name) if is_nifti(name) else self._npy(name) if name.endswith(".npy") else None
+            volume = self._volume(name)
             if volume is not None:
-                return volume if self.image_only else (volume, volume.meta)
+                return volume if self.image_only else (volume, getattr(volume, "meta", {}))
         return super().__call__(filename, reader)
+
+    def _volume(self, name: str) -> Any | None:
+        """The volume of a file; None if it is one for MONAI's readers."""
+        if is_nifti(name):
+            return self._nifti(name)
+        if name.endswith(".npy"):
+            return self._npy(name)
+        return self._zarr(name) if self.auto_select and is_zarr(name) else None
 
     def _nifti(self, name: str) -> Any | None:
         """The volume of a NIfTI file; None if it is one for MONAI's readers."""
@@ -157,6 +173,26 @@ class LoadVolume(LoadImage):
         target = _WIDER.get(mapped.dtype, mapped.dtype) if self._target is None else self._target
         axis = _channel_axis(meta)
         return LazyVolume(stored, Scaling(dtype=np.dtype(target)), self._tidy(meta, name, mapped.ndim), axis)
+
+    def _zarr(self, name: str) -> Any:
+        """The volume in a Zarr store."""
+        stored, layout, _ = open_zarr(name, self._channel_dim)
+        target = stored.dtype.newbyteorder("=") if self._target is None else self._target
+        meta = {
+            MetaKeys.AFFINE: layout.affine,
+            MetaKeys.ORIGINAL_AFFINE: layout.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(stored.shape[layout.has_channels :]),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if layout.has_channels else float("nan"),
+        }
+        axis = _channel_axis(meta)
+        tracked = get_track_meta()
+        meta = self._tidy(meta, name, len(stored.shape)) if tracked else {}
+        volume = LazyVolume(stored, Scaling(dtype=np.dtype(_WIDER.get(target, target))), meta, axis)
+        if self.lazy_read and tracked:
+            return volume
+        whole = volume.load() if tracked else torch.from_numpy(volume[()])
+        return whole if self.ensure_channel_first or axis is not None else whole[0]
 
     def _tidy(self, meta: dict[Any, Any], name: str, ndim: int) -> dict[Any, Any]:
         """Metadata as ``LoadImage`` gives them."""
