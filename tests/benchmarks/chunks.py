@@ -128,10 +128,11 @@ def _zarr() -> Iterator[Format]:
     import zarr
     from zarr.codecs import BloscCodec
 
-    def write(name: str) -> Any:
+    def write(name: str, chunk: Sequence[int]) -> Any:
         def write_to(volume: np.ndarray, path: Path) -> Read:
             codec = BloscCodec(cname=name, clevel=9, shuffle="shuffle")
-            options = {"dtype": volume.dtype, "chunks": (32, 32, 32), "compressors": [codec]}
+            chunks = [size or n for size, n in zip(chunk, volume.shape, strict=True)]
+            options = {"dtype": volume.dtype, "chunks": chunks, "compressors": [codec]}
             array = zarr.create_array(path, shape=volume.shape, **options)
             array[:] = volume
             return zarr.open_array(path, mode="r").__getitem__
@@ -139,7 +140,8 @@ def _zarr() -> Iterator[Format]:
         return write_to
 
     for name in ("lz4hc", "zstd"):
-        yield Format(f"Zarr 3, {name} 9, 32x32x32", write(name))
+        for chunk in ((32, 32, 32), (64, 64, 64), (1, 0, 0)):
+            yield Format(f"Zarr 3, {name} 9, {'slices' if 0 in chunk else _text(chunk)}", write(name, chunk))
 
 
 def _text(shape: Sequence[int]) -> str:

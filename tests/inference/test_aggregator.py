@@ -17,7 +17,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import LoadImage, SaveImage
 from scipy.signal.windows import hann
 
-from monai_patchqueue import GridPatchLoader, GridPatchSamplesd, LazyVolume, PatchAggregator
+from monai_patchqueue import GridPatchLoader, GridPatchSamplesd, LazyVolume, LoadVolume, PatchAggregator
 from monai_patchqueue.inference.rows import BlendedRows
 from monai_patchqueue.sampling import PatchGrid
 from tests.volumes import meta, numbered
@@ -182,6 +182,10 @@ def test_files_hold_what_memory_holds(tmp_path: Path, output_format: str) -> Non
         assert stored.meta["filename_or_obj"] == volume.meta["filename_or_obj"]
         path = Path(stored.meta["saved_to"])
         assert path.exists()
+        if output_format == "zarr":
+            read = LoadVolume()(path)
+            assert np.array_equal(read, volume)
+            assert np.array_equal(read.affine, volume.affine)
         if output_format == "npy":
             assert np.array_equal(np.load(path, mmap_mode="r"), volume.numpy())
         if output_format == "nii":
