@@ -13,6 +13,8 @@ from monai.data import Dataset as MonaiDataset
 from monai.transforms import Compose, Transform
 from torch.utils.data import Dataset
 
+from ..io.zarr_arrays import is_zarr
+
 __all__ = ["as_dataset"]
 
 _SAVED = (".pt", ".pth")
@@ -26,9 +28,9 @@ def as_dataset(
     """A map-style dataset of ``data``.
 
     Args:
-        data: a dataset; a list of records; or a folder, whose files (but hidden ones), those of folders in it
-            included, are taken in the order of their names. A file's record is ``{"image": path}``; a ``.pt`` file
-            holds a dictionary that was saved by ``torch.save``, and is loaded with ``weights_only=True``.
+        data: a dataset; a list of records; or a folder, whose files (but hidden ones) and Zarr stores, those of folders
+            in it included, are taken in the order of their names. A file's record is ``{"image": path}``; a ``.pt``
+            file holds a dictionary that was saved by ``torch.save``, and is loaded with ``weights_only=True``.
         transform: applied to each record.
         filter_fn: which records to take; for a folder, which ``pathlib.Path``.
 
@@ -57,7 +59,7 @@ def _of_folder(
 ) -> Dataset[Any]:
     if not folder.is_dir():
         raise ValueError(f"data={str(folder)!r} is no folder.")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(folder))]
+    files = [path for path in sorted(folder.rglob("*")) if _is_item(path, path.relative_to(folder))]
     taken = [path for path in files if filter_fn is None or filter_fn(path)]
     if not taken:
         raise ValueError(f"{folder} holds {len(files)} files, of which filter_fn takes none: there is nothing to load.")
@@ -72,8 +74,11 @@ def _of_folder(
     return dataset
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _is_item(path: Path, inside: Path) -> bool:
+    """Whether a path is a file that is not hidden, or a Zarr store, whose own files are not taken."""
+    if any(part.startswith(".") for part in inside.parts) or is_zarr(inside.parent):
+        return False
+    return path.is_file() or is_zarr(inside)
 
 
 class _LoadSavedItem(Transform):

@@ -40,7 +40,7 @@ class RandomQueueDataset(QueueFace, IterableDataset[Any]):
 
     Args:
         data: list of records, map-style dataset, or a folder: of ``.pt`` files, each a dictionary saved by
-            ``torch.save``, or of files for which ``transform`` gets ``{"image": path}``.
+            ``torch.save``, or of files and Zarr stores for which ``transform`` gets ``{"image": path}``.
         transform: applied to each record, in a worker.
         num_workers: items prepared at the same time; 0: in the calling thread, when they are needed.
         mode: ``"onsample"``: one item enters for each batch, so that the same seed gives the same batches.

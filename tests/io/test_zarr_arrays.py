@@ -20,13 +20,17 @@ from monai.transforms import Compose, LoadImaged, ScaleIntensityd
 
 from monai_patchqueue import (
     ChunkedDataset,
+    LazyVolume,
     LoadVolume,
     LoadVolumed,
     PatchQueueLoader,
     RandLabelPatchd,
     RandUniformPatchd,
 )
+from monai_patchqueue.data.folder import as_dataset
 from monai_patchqueue.data.shapes import spatial_shape
+from monai_patchqueue.io.scaling import Scaling
+from monai_patchqueue.io.zarr_arrays import open_zarr
 from tests.nifti_files import voxels
 from tests.volumes import blobs
 
@@ -39,7 +43,12 @@ SHAPE = (40, 37, 34)
 SPACING, ORIGIN = (0.5, 0.75, 1.5), (-10.0, 20.0, 30.0)
 AFFINE = np.array([[0.5, 0, 0, -10], [0, 0.75, 0, 20], [0, 0, 1.5, 30], [0, 0, 0, 1]])
 
-read_lazily = LoadVolume(ensure_channel_first=True, lazy_read=True, dtype=None)
+
+def opened(file: Path | str, channel_dim: int | None = None) -> LazyVolume:
+    """The volume in a store, as an array-like."""
+    stored, layout, _ = open_zarr(str(file), channel_dim)
+    meta = {"affine": torch.from_numpy(layout.affine)}
+    return LazyVolume(stored, Scaling(), meta, 0 if layout.has_channels else None)
 
 
 def case(folder: Path, version: str, seed: int) -> tuple[dict[str, str], dict[str, str]]:
@@ -101,7 +110,7 @@ def test_channels_come_first(tmp_path: Path, names: str) -> None:
     array = voxels(tuple({"t": 1, "c": 3, "z": 12, "y": 13, "x": 14}[name] for name in names), "u2")
     file = write_image(tmp_path / "a.zarr", array, names=names, chunk=8)
     expected = array.transpose([names.index(name) for name in "cxyz" + "t" * ("t" in names)]).reshape(3, 14, 13, 12)
-    volume = read_lazily(file)
+    volume = opened(file)
     assert np.array_equal(volume[1:, 2:9, :, 3:], expected[1:, 2:9, :, 3:])
     whole = LoadVolume(dtype=None)(file)
     assert whole.dtype == torch.int32
@@ -113,7 +122,8 @@ def test_channels_come_first(tmp_path: Path, names: str) -> None:
 def test_levels_are_named_behind_the_store(tmp_path: Path, version: str) -> None:
     array = voxels((20, 21, 22), "f4")
     file = write_image(tmp_path / "a.ome.zarr", array, version, spacing=(3, 2, 1), origin=(6, 5, 4))
-    first, second = (read_lazily(Path(file) / level) for level in "01")
+    load = LoadVolume(ensure_channel_first=True)
+    first, second = (load(Path(file) / level) for level in "01")
     assert np.array_equal(first[0], array.T)
     assert np.array_equal(second[0], array.T[::2, ::2, ::2])
     assert np.array_equal(first.affine, [[1, 0, 0, 4], [0, 2, 0, 5], [0, 0, 3, 6], [0, 0, 0, 1]])
@@ -135,7 +145,7 @@ def test_regions_are_those_that_zarr_reads(tmp_path: Path, dtype: str, options: 
     array = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 99, (30, 21, 18)).astype(dtype)
     stored = zarr.create_array(str(tmp_path / "a.zarr"), shape=array.shape, dtype=dtype, chunks=(8, 8, 8), **options)
     stored[:] = array
-    volume = read_lazily(tmp_path / "a.zarr")
+    volume = opened(tmp_path / "a.zarr")
     assert volume.shape == (1, 30, 21, 18)
     assert volume.dtype == np.dtype(dtype).newbyteorder("=")
     for region in np.s_[3:20, 5:, :11], np.s_[:, 20:, 3], np.s_[::2, ::-1, 4:4], np.s_[-3:, 1:2, 2:3]:
@@ -151,11 +161,12 @@ def test_a_plain_array_may_name_its_axes_or_be_told_the_channels(tmp_path: Path)
     xarrays.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x", "c"]
     xarrays[:] = array
     for name in ("named", "xarrays"):
-        assert np.array_equal(read_lazily(tmp_path / f"{name}.zarr")[:], array.T)
+        assert np.array_equal(opened(tmp_path / f"{name}.zarr")[:], array.T)
     zarr.create_array(str(tmp_path / "told.zarr"), **options, dimension_names=["a", "b", "c", "d"])[:] = array
-    read = LoadVolume(ensure_channel_first=True, lazy_read=True, channel_dim=-1)
-    assert np.array_equal(read(tmp_path / "told.zarr")[:], np.moveaxis(array, -1, 0))
-    assert read_lazily(tmp_path / "told.zarr").shape == (1, 4, 5, 6, 2)
+    assert np.array_equal(opened(tmp_path / "told.zarr", -1)[:], np.moveaxis(array, -1, 0))
+    whole = LoadVolume(ensure_channel_first=True, channel_dim=-1, dtype=None)(tmp_path / "told.zarr")
+    assert np.array_equal(whole.numpy(), np.moveaxis(array, -1, 0))
+    assert opened(tmp_path / "told.zarr").shape == (1, 4, 5, 6, 2)
     with pytest.raises(
         ValueError, match=re.escape("told.zarr': channel_dim is 4, and the array has shape [4, 5, 6, 2]")
     ):
@@ -174,15 +185,14 @@ def test_only_the_chunks_that_a_patch_touches_are_read(tmp_path: Path, version: 
             path.write_bytes(b"no chunk")
             spoiled += 1
     assert spoiled == 27 - len(needed)
-    (patch,) = RandUniformPatchd("image", (-1, -1, -1))({"image": read_lazily(file)[:, 20:40, 16:32, 10:20]})
-    assert np.array_equal(patch["image"][0], array[10:20, 16:32, 20:40].T)
+    assert np.array_equal(opened(file)[0, 20:40, 16:32, 10:20], array[10:20, 16:32, 20:40].T)
     with pytest.raises(OSError, match=re.escape(f"{file!r} cannot be read at [[0, 48], [0, 48], [0, 48]]")):
-        read_lazily(file).load()
+        opened(file)[()]
 
 
 def test_a_volume_that_was_read_from_crosses_to_other_processes(tmp_path: Path) -> None:
     array = voxels((20, 21, 22), "i2")
-    volume = read_lazily(write_image(tmp_path / "a.zarr", array))
+    volume = opened(write_image(tmp_path / "a.zarr", array))
     assert np.array_equal(volume[0, 3:5], array.T[3:5])
     assert np.array_equal(pickle.loads(pickle.dumps(volume))[0], array.T)
     if "fork" in get_all_start_methods():
@@ -195,7 +205,7 @@ def test_without_tracked_metadata_there_are_tensors(tmp_path: Path) -> None:
     file = write_image(tmp_path / "a.zarr", array)
     set_track_meta(False)
     try:
-        volume = read_lazily(file)
+        volume = LoadVolume(ensure_channel_first=True, lazy_read=True)(file)
     finally:
         set_track_meta(True)
     assert type(volume) is torch.Tensor
@@ -233,6 +243,14 @@ def test_the_shape_is_known_without_reading_voxels(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "plain.zarr"), shape=(2, 20, 21, 22), dtype="i2")
     with pytest.raises(ValueError, match="does not say which of its axes is that of the channels"):
         spatial_shape(tmp_path / "plain.zarr", before)
+
+
+def test_a_store_in_a_folder_of_data_is_one_volume(tmp_path: Path) -> None:
+    stores = [write_image(tmp_path / name, voxels((6, 7, 8), "i2")) for name in ("a.zarr", "more/b.ome.zarr")]
+    (tmp_path / "c.txt").touch()
+    dataset = as_dataset(tmp_path, LoadVolumed("image"), lambda path: path.suffix == ".zarr")
+    assert [item["image"].meta["filename_or_obj"] for item in dataset] == stores
+    assert [item["image"].shape for item in dataset] == [(8, 7, 6)] * 2
 
 
 def without(name: str) -> Callable[[Path], None]:
