@@ -6,12 +6,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, dice, loaders, predictions, random_queue, sampling
+from . import chunks, dice, loaders, performance, predictions, random_queue, sampling
 
 COMMANDS = {
     "chunks": chunks,
     "dice": dice,
     "loaders": loaders,
+    "performance": performance,
     "predictions": predictions,
     "random_queue": random_queue,
     "sampling": sampling,

@@ -133,7 +133,12 @@ def time_all(
 
 
 def time_one(
-    contestant: Contestant, setup: Setup, max_others: float | None = None, attempts: int = 5, patience: float = 120.0
+    contestant: Contestant,
+    setup: Setup,
+    max_others: float | None = None,
+    attempts: int = 5,
+    patience: float = 120.0,
+    timeout: float = 900.0,
 ) -> dict[str, Any]:
     """Time one contestant once.
 
@@ -145,7 +150,7 @@ def time_one(
     for _ in range(attempts if max_others is not None else 1):
         if max_others is not None:
             wait_for_quiet(max_others, patience)
-        result = run([contestant], "time", setup)
+        result = run([contestant], "time", setup, timeout)
         tried.append({**result["measured"][contestant.name], "peak_pss_mib": result["peak_pss_mib"]})
         if max_others is None or _disturbance(tried[-1]) <= max_others:
             break

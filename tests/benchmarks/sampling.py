@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from .check import require
+from .kept_runs import package_state
 from .report import environment
 from .sampling_contestants import MAPS, Item, Scene, delivered, make_item, ways
 from .setup import CLASS_PROBABILITIES
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patch-size", type=int, nargs="+", default=[64, 96])
     add("--kind", nargs="+", choices=[*MAPS], default=[*MAPS])
     add("--rounds", type=int, default=7, help="each way once a round, in turn")
-    add("--json", type=Path, help="write all times here; what is there already is not timed again")
+    add("--json", type=Path, help="write all times here; what is there is not timed again")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -49,9 +50,9 @@ def main(arguments: argparse.Namespace) -> int:
         assert item is not None
         results.append({"scene": asdict(scene), **time_scene(item, scene, arguments.rounds)})
         if arguments.json:
-            text = json.dumps({"environment": environment(), "results": results}, indent=1)
+            kept = {"environment": environment(), "package": package_state(), "results": results}
             unfinished = arguments.json.with_suffix(".unfinished")
-            unfinished.write_text(text)
+            unfinished.write_text(json.dumps(kept, indent=1))
             unfinished.replace(arguments.json)
     for kind in arguments.kind:
         print(f"\n{table([result for result in results if result['scene']['kind'] == kind])}")
@@ -122,7 +123,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 def _read(file: Path | None) -> list[dict[str, Any]]:
     if file is None or not file.exists():
         return []
-    results: list[dict[str, Any]] = json.loads(file.read_text())["results"]
+    kept = json.loads(file.read_text())
+    results: list[dict[str, Any]] = kept["results"] if kept["package"] == package_state() else []
     return results
 
 

@@ -29,6 +29,7 @@ class Setup:
         paced: whether there is a second consumer.
         paced_seconds: like `seconds`, for the second consumer.
         seed: for contestants that take one.
+        checked_volumes: the epoch that is checked has at most so many volumes.
     """
 
     items: Sequence[dict[str, str]]
@@ -43,6 +44,7 @@ class Setup:
     paced: bool = True
     paced_seconds: float = 0.0
     seed: int = 0
+    checked_volumes: int = 100
 
     @property
     def patches_per_epoch(self) -> int:
