@@ -7,6 +7,7 @@ Runs that are done are kept in a folder: an interrupted benchmark goes on where 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     chosen = arguments.only or [*CASES, SAMPLING]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, which ends the run's processes too
     until = time.monotonic() + 60 * arguments.budget_minutes
     failures: list[str] = []
     if not arguments.page_only:
