@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     chosen = arguments.only or [*CASES, SAMPLING]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, which ends the run's processes too
     until = time.monotonic() + 60 * arguments.budget_minutes
     failures: list[str] = []
     if not arguments.page_only:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by an exception, which ends the run's processes too
         kept = {name: _kept(arguments.folder, CASES[name]) for name in chosen if name != SAMPLING}
         failures += _check(arguments.folder, kept)
         if SAMPLING in chosen and not arguments.prepare:

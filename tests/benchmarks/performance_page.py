@@ -18,6 +18,11 @@ from .report import others_note, table
 from .sampling import table as sampling_table
 
 PAGE = "performance.md"
+PLOTS = {
+    "throughput": "Patches per second of each contestant in six settings, and the limits.",
+    "paced": "Share of time stalled, waits and memory with a consumer that takes 50 ms a batch.",
+    "sampling": "Milliseconds to choose and cut eight patches.",
+}
 
 
 def write_page(docs: Path, kept: Mapping[str, KeptRuns], sampling_file: Path) -> None:
@@ -39,10 +44,11 @@ def write_page(docs: Path, kept: Mapping[str, KeptRuns], sampling_file: Path) ->
         of_kind = [result for result in results.sampling if result["scene"]["kind"] == kind]
         if of_kind:
             regions[f"sampling-{kind}"] = sampling_table(of_kind)
-    page = docs / PAGE
-    page.write_text(fill(page.read_text(encoding="utf-8"), regions), encoding="utf-8")
     for name, png in plots(results).items():
         (docs / "_static" / f"performance_{name}.png").write_bytes(png)
+        regions[f"plot-{name}"] = f"![{PLOTS[name]}](_static/performance_{name}.png)"
+    page = docs / PAGE
+    page.write_text(fill(page.read_text(encoding="utf-8"), regions), encoding="utf-8")
 
 
 def fill(page: str, regions: Mapping[str, str]) -> str:
