@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,10 @@ class Recorder:
         self._age = 0  # batches that they had been in a random queue
         self._mixed = 0  # volumes in batches
         self._counts = np.zeros(0, np.int64)
+        self._unshared = sys.getrefcount(self._counts)
+        self._seen = 0  # volumes with a count
+        self._levels: Counter[int] = Counter()  # and how many of them have which
+        self._failed = 0
         self._failures = np.zeros(0, np.int64)
         self._expected = np.zeros(0)  # draws of each volume by now, without the epoch under way
         self._asked = np.zeros(0)  # shares of its draws that the epoch's order asks for
@@ -87,7 +93,8 @@ class Recorder:
     def failed(self, volume: int) -> None:
         """A volume could not be prepared."""
         with self._lock:
-            self._failures = _grown(self._failures, volume)
+            self._failed += 1
+            self._failures = _grown(self._failures, volume).copy()  # statistics refer to the one before
             self._failures[volume] += 1
 
     def opened(self, natural_draws: int, num_draws: int, asked: np.ndarray[Any, Any] | None = None) -> None:
@@ -98,13 +105,8 @@ class Recorder:
         with self._lock:
             self._lost_draws += max(natural_draws - num_draws, 0)
             self._extra_draws += max(num_draws - natural_draws, 0)
-            self._expected, self._drawn = self._expected_now(), 0
+            self._expected, self._drawn = _expected(self._expected, self._asked, self._drawn), 0
             self._asked = np.zeros(0) if asked is None else asked / max(asked.sum(), 1)
-
-    def _expected_now(self) -> np.ndarray[Any, Any]:
-        expected: np.ndarray[Any, Any] = _grown(self._expected, len(self._asked) - 1).copy()
-        expected[: len(self._asked)] += self._asked * self._drawn
-        return expected
 
     def requested(self, first: bool) -> float:
         """The consumer asks for a batch, the ``first`` that it gets from its iterator or a later one."""
@@ -135,9 +137,7 @@ class Recorder:
             self._new += patches if new is None else new
             self._age += age
             self._mixed += len(volumes)
-            self._counts = _grown(self._counts, max(volumes, default=-1))
-            for volume, count in volumes.items():
-                self._counts[volume] += count
+            self._count(volumes)
             self._elapsed += now - self._mark
             self._mark = now
             self._settle()
@@ -148,6 +148,22 @@ class Recorder:
             cpu = time.process_time()
             self._cpu += cpu - self._cpu_mark
             self._cpu_mark = cpu
+
+    def _count(self, volumes: Mapping[int, int]) -> None:
+        self._counts = _grown(self._counts, max(volumes, default=-1))
+        if sys.getrefcount(self._counts) > self._unshared:  # statistics that somebody keeps refer to it
+            self._counts = self._counts.copy()
+        counts, levels = self._counts, self._levels
+        for volume, count in volumes.items():
+            before = int(counts[volume])
+            counts[volume] = before + count
+            levels[before + count] += 1
+            if not before:
+                self._seen += 1
+            elif levels[before] > 1:
+                levels[before] -= 1
+            else:
+                del levels[before]
 
     def _note_first_wait(self) -> None:
         if self._is_first:
@@ -179,7 +195,6 @@ class Recorder:
             patches = self._patches
             volumes = self._volumes or 1
             assembled = self._assembled or 1
-            seen = self._counts[self._counts > 0]
             return QueueStats(
                 epoch=epoch,
                 batches=self._batches,
@@ -214,14 +229,14 @@ class Recorder:
                 assembly_busy=self._share(sum(self._assembly.values())),
                 num_workers=num_workers,
                 slab_bytes=slab_bytes,
-                failures=int(self._failures.sum()),
+                failures=self._failed,
                 lost_draws=self._lost_draws,
                 extra_draws=self._extra_draws,
-                volumes_seen=len(seen),
-                volume_patches_min=int(seen.min()) if len(seen) else 0,
-                volume_patches_max=int(seen.max()) if len(seen) else 0,
+                volumes_seen=self._seen,
+                volume_patches_min=min(self._levels, default=0),
+                volume_patches_max=max(self._levels, default=0),
                 volume_counts=ByVolume(self._counts),
-                volume_expected=ByVolume(self._expected_now()),
+                volume_expected=ByVolume(partial(_expected, self._expected, self._asked, self._drawn)),
                 failure_counts=ByVolume(self._failures),
                 transform_seconds={name: seconds / volumes for name, seconds in self._transforms.items()},
                 bottleneck=self._bottleneck(num_workers),
@@ -242,6 +257,13 @@ class Recorder:
             return max(self._assembly, key=self._assembly.__getitem__)
         transforms = {**self._transforms, "write": self._stages["write"]}
         return f"workers:{max(transforms, key=transforms.__getitem__)}"
+
+
+def _expected(before: np.ndarray[Any, Any], asked: np.ndarray[Any, Any], drawn: int) -> np.ndarray[Any, Any]:
+    """Draws of each volume by now: those of epochs before, and this one's by the shares that its order asks for."""
+    expected: np.ndarray[Any, Any] = _grown(before, len(asked) - 1).copy()
+    expected[: len(asked)] += asked * drawn
+    return expected
 
 
 def _grown(values: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -68,7 +69,7 @@ class SlabLayout:
         """Bytes of one patch, all keys together."""
         return sum(spec.nbytes for spec in self.keys.values())
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of the slab in bytes."""
         return sum(self._sizes())

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -18,16 +18,25 @@ class ByVolume(Mapping[int, Any]):
     """A figure of each volume that has one, by the volume's index in the dataset.
 
     Args:
-        values: an array with a value for each volume; it is copied, which is cheap with many volumes too.
+        values: an array with a value for each volume, which is not to change any more, or what makes it when somebody
+            looks: statistics are taken each step, and hardly ever looked at volume by volume.
 
     Example:
         >>> ByVolume(np.array([0, 3, 1]))
         {1: 3, 2: 1}
     """
 
-    def __init__(self, values: np.ndarray[Any, Any]) -> None:
-        self.array = values.copy()
-        self.array.flags.writeable = False
+    def __init__(self, values: np.ndarray[Any, Any] | Callable[[], np.ndarray[Any, Any]]) -> None:
+        self._values = values
+
+    @property
+    def array(self) -> np.ndarray[Any, Any]:
+        """A value for each volume; it cannot be written to."""
+        if callable(self._values):
+            self._values = self._values()
+        array: np.ndarray[Any, Any] = self._values.view()
+        array.flags.writeable = False
+        return array
 
     @classmethod
     def of(cls, figures: Mapping[int, Any]) -> ByVolume:
@@ -39,9 +48,10 @@ class ByVolume(Mapping[int, Any]):
         return cls(array)
 
     def __getitem__(self, volume: int) -> Any:
-        if not 0 <= volume < len(self.array) or not self.array[volume]:
+        array = self.array
+        if not 0 <= volume < len(array) or not array[volume]:
             raise KeyError(volume)
-        return self.array[volume].item()
+        return array[volume].item()
 
     def __iter__(self) -> Iterator[int]:
         return iter(np.flatnonzero(self.array).tolist())
@@ -51,6 +61,9 @@ class ByVolume(Mapping[int, Any]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    def __reduce__(self) -> Any:
+        return ByVolume, (self.array,)
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,8 @@ class QueueStats:
             >>> QueueStats(fill=0.5).scalars()["fill"]
             0.5
         """
-        return {name: float(getattr(self, name)) for name in _SCALARS}
+        values = vars(self)
+        return {name: float(values[name]) for name in _SCALARS}
 
     def __str__(self) -> str:
         return (

@@ -181,12 +181,18 @@ def test_what_the_sampler_asked_for_is_known() -> None:
 
 
 def test_statistics_can_be_pickled_and_do_not_change_any_more() -> None:
-    with make_loader([4] * 3, batch_size=4) as loader:
-        batches = iter(loader)
-        next(batches)
-        stats = loader.stats()
-        before = dict(stats.volume_counts), stats.patches
-        list(batches)
-    copied = pickle.loads(pickle.dumps(stats))
-    assert (dict(copied.volume_counts), copied.patches) == before == ({0: 4}, 4)
-    assert copied == stats
+    with make_loader([4, 2, 3], batch_size=3, shuffle=True) as loader:
+        taken = []
+        for _ in range(2):
+            for _ in loader:
+                stats = loader.stats()
+                taken.append((stats, pickle.loads(pickle.dumps(stats)), loader.stats().volume_counts.array.tolist()))
+    for stats, at_once, counts in taken:
+        assert stats == at_once
+        assert stats.volume_counts.array.tolist() == counts
+        assert sum(stats.volume_counts.values()) == pytest.approx(sum(stats.volume_expected.values())) == stats.patches
+        assert stats.volumes_seen == len(stats.volume_counts)
+        assert stats.volume_patches_min == min(stats.volume_counts.values())
+        assert stats.volume_patches_max == max(stats.volume_counts.values())
+        with pytest.raises(ValueError, match="read-only"):
+            stats.volume_counts.array[0] = 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_patchqueue import PatchQueueLoader, QueueStats
-from monai_patchqueue.queue.combine import as_plain, combined, from_plain
+from monai_patchqueue.queue.combine import Continued, as_plain, combined, from_plain
 from tests.pipelines import make_loader
 
 
@@ -47,6 +47,18 @@ def test_what_was_counted_twice_is_taken_off_again(runs: list[QueueStats]) -> No
             assert value == pytest.approx(expected, rel=1e-6, abs=1e-9), name
         else:
             assert value == expected, name
+
+
+def test_a_run_that_goes_on_has_the_figures_of_all_runs_and_none_of_them_twice(runs: list[QueueStats]) -> None:
+    one, two, three = runs
+    assert figures_of(Continued()(two)) == figures_of(two)
+    resumed = Continued(two)(one)
+    assert resumed == combined([two, one])
+    assert resumed.patches == 3 * one.patches
+    taken_back = Continued(one, two)(three)  # the loader went on for an epoch after the checkpoint
+    assert taken_back.patches == two.patches
+    assert taken_back.volume_counts == two.volume_counts
+    assert taken_back.volume_patches_max == two.volume_patches_max
 
 
 def test_runs_one_after_the_other_add_up() -> None:
