@@ -14,6 +14,8 @@ __all__ = ["MachineMonitor"]
 
 logger = logging.getLogger(__name__)
 
+_EFFORT = 0.001
+
 
 class MachineMonitor:
     """Looks at memory and GPU now and then; NVIDIA's own figures change no faster than every sixth of a second.
@@ -26,7 +28,8 @@ class MachineMonitor:
 
     Args:
         device: the GPU; ``None``: torch's current one. A device of another kind means no GPU.
-        interval: seconds between two looks.
+        interval: seconds between two looks, at least; where there are many workers it is longer, so that looking takes
+            no more than a thousandth of the time.
     """
 
     def __init__(self, device: torch.device | str | int | None = None, interval: float = 1.0) -> None:
@@ -39,9 +42,11 @@ class MachineMonitor:
 
     def scalars(self) -> dict[str, float]:
         """The figures of the last look, or of a new one."""
-        if time.monotonic() >= self._next:
+        start = time.monotonic()
+        if start >= self._next:
             self._figures = {"memory_bytes": self._memory(), **(self._gpu_figures() if self._device else {})}
-            self._next = time.monotonic() + self._interval
+            now = time.monotonic()
+            self._next = now + max(self._interval, (now - start) / _EFFORT)
         return self._figures
 
     def _memory(self) -> float:

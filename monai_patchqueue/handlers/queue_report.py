@@ -12,7 +12,7 @@ from typing import Any
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..queue.combine import as_plain, combined, from_plain
+from ..queue.combine import Continued, as_plain, from_plain
 from ..queue.stats import QueueStats
 from ..report.run_record import RunRecord
 from ..report.run_report import RunReport
@@ -93,8 +93,6 @@ class QueueReportHandler:
                 f"QueueReportHandler needs a loader with a stats() method, such as PatchQueueLoader, "
                 f"got {type(loader).__name__}."
             )
-        if not 0 < effort <= 1:
-            raise ValueError(f"effort={effort}: expected a share of the time, above 0 and at most 1.")
         self.loader = loader
         self.output_dir = Path(output_dir)
         self.image_key = image_key
@@ -104,8 +102,7 @@ class QueueReportHandler:
         self.class_names = {int(label): name for label, name in (class_names or {}).items()}
         self.record = RunRecord(image_key, label_key, effort)
         self.logger = logging.getLogger(__name__)
-        self._before = QueueStats()
-        self._already = QueueStats()
+        self._continued = Continued()
         self._machine = MachineMonitor()
 
     def attach(self, engine: Engine) -> None:
@@ -226,8 +223,7 @@ class QueueReportHandler:
 
     def stats(self) -> QueueStats:
         """The loader's figures, together with those of runs before that were in a checkpoint."""
-        now = self.loader.stats()
-        return combined([self._before, now], [self._already]) if self._before.batches else now
+        return self._continued(self.loader.stats())
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered, as plain values and tensors, for a checkpoint: about a megabyte."""
@@ -239,8 +235,7 @@ class QueueReportHandler:
         Args:
             state: what ``state_dict()`` gave.
         """
-        self._before = from_plain(state["stats"])
-        self._already = self.loader.stats()
+        self._continued = Continued(from_plain(state["stats"]), self.loader.stats())
         self.record.load_state_dict(state["record"])
 
     def _report(self, ending: str) -> RunReport:

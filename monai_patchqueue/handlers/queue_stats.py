@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
 
-from ..queue.combine import as_plain, combined, from_plain
+from ..queue.combine import Continued, as_plain, combined, from_plain
 from ..queue.stats import QueueStats
+from ..report.effort import Effort
 from ..report.patch_tally import PatchTally
 from .machine import MachineMonitor
 from .ranks import RankExchange
@@ -96,7 +97,7 @@ class QueueStatsHandler:
     ``volume_patches_max``       patches    handed out of the volume that gave most
     ``bottleneck``               –          what keeps batches from coming faster: 0 unknown, 1 consumer, 2 workers, 3
                                             assembly, 4 item_transform, 5 batch_transform, 6 queue
-    ``foreground_share``         share      of all patches, that have any foreground (with ``label_key``)
+    ``foreground_share``         share      of patches, that have any foreground (with ``label_key``)
     ``last_foreground_share``    share      of the last batch's patches, likewise
     ``centers_<class>``          patches    with a voxel of that class at their center (with ``label_key``)
     ``memory_bytes``             bytes      of memory, resident, of this process and its workers
@@ -122,10 +123,13 @@ class QueueStatsHandler:
         epoch_log: log a line at the end of each epoch, at level ``INFO``.
         label_key: where batches have the label map, to count classes at the patches' centers and patches with
             foreground. ``None``: they are not counted.
+        effort: share of the time that looking at labels may take, 0 to 1; where it would take more, as it can where
+            steps are short, some batches are passed over, so that the figures of labels are those of the others. 1: all
+            are looked at.
 
     Raises:
         TypeError: a loader without ``stats()``, or ``figures`` that are one string.
-        ValueError: a figure that there is not.
+        ValueError: a figure that there is not, or an effort that is no share.
 
     Example:
         In a bundle, as the first of the training handlers, since the configs for several GPUs count from the end::
@@ -152,6 +156,7 @@ class QueueStatsHandler:
         figures: Sequence[str] | None = None,
         epoch_log: bool = True,
         label_key: str | None = None,
+        effort: float = 0.002,
     ) -> None:
         if not callable(getattr(loader, "stats", None)):
             raise TypeError(
@@ -170,11 +175,11 @@ class QueueStatsHandler:
         self.label_key = label_key
         self.logger = logging.getLogger(__name__)
         self.tally = None if label_key is None else PatchTally(label_key)
-        self._before = QueueStats()  # of runs before, out of a checkpoint
-        self._already = QueueStats()  # of the loader's figures, what these include
+        self._effort = Effort(effort)
+        self._continued = Continued()
         self._machine = MachineMonitor()
         self._ranks = RankExchange(name)
-        self._metrics: dict[str, str] = {}  # names of metrics by figure
+        self._metrics = _MetricNames(name)
 
     def attach(self, engine: Engine) -> None:
         """Register the handler; attaching it twice to an engine is the same as once.
@@ -184,7 +189,7 @@ class QueueStatsHandler:
         """
         for event, handler in (
             (Events.STARTED, self.started),
-            (Events.ITERATION_STARTED, self.look_at_batch),
+            *([(Events.ITERATION_STARTED, self.look_at_batch)] if self.tally is not None else []),
             (Events.ITERATION_COMPLETED, self.update_metrics),
             (Events.EPOCH_COMPLETED, self.epoch_completed),
         ):
@@ -207,7 +212,7 @@ class QueueStatsHandler:
             engine: the engine.
         """
         if self.tally is not None:
-            self.tally.add(engine.state.batch)
+            self._effort.spend(self.tally.add, engine.state.batch)
 
     def update_metrics(self, engine: Engine) -> None:
         """Put the figures into ``engine.state.metrics``.
@@ -223,6 +228,8 @@ class QueueStatsHandler:
         Args:
             engine: the engine.
         """
+        if self.tally is not None:
+            self.tally.settle()
         stats = self.stats()
         self._put(engine, self._scalars(stats))
         everyone = self._of_all_ranks(stats)
@@ -233,8 +240,7 @@ class QueueStatsHandler:
 
     def stats(self) -> QueueStats:
         """The loader's figures, together with those of runs before that were in a checkpoint."""
-        now = self.loader.stats()
-        return combined([self._before, now], [self._already]) if self._before.batches else now
+        return self._continued(self.loader.stats())
 
     def state_dict(self) -> dict[str, Any]:
         """The figures as plain values, for a checkpoint: some bytes per volume."""
@@ -247,8 +253,7 @@ class QueueStatsHandler:
         Args:
             state: what ``state_dict()`` gave.
         """
-        self._before = from_plain(state["stats"])
-        self._already = self.loader.stats()
+        self._continued = Continued(from_plain(state["stats"]), self.loader.stats())
         if self.tally is not None and state["tally"] is not None:
             self.tally.load_state_dict(state["tally"])
 
@@ -268,17 +273,24 @@ class QueueStatsHandler:
         }
 
     def _put(self, engine: Engine, scalars: Mapping[str, float], prefix: str = "") -> None:
-        chosen = scalars if self.figures is None else [figure for figure in self.figures if figure in scalars]
-        metrics = engine.state.metrics
-        for figure in chosen:
-            metrics[self._metrics.get(prefix + figure) or self._metric(prefix + figure)] = scalars[figure]
-
-    def _metric(self, figure: str) -> str:
-        prefix = f"{self.name}_"
-        metric = figure if figure.startswith(prefix) else prefix + figure  # no queue_queue_length
-        self._metrics[figure] = metric
-        return metric
+        if self.figures is not None:
+            scalars = {figure: scalars[figure] for figure in self.figures if figure in scalars}
+        figures = map(prefix.__add__, scalars) if prefix else scalars
+        engine.state.metrics.update(zip(map(self._metrics.__getitem__, figures), scalars.values(), strict=True))
 
     def _label(self) -> str:
         rank = f" of rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
         return f"{self.name}{rank}: "
+
+
+class _MetricNames(dict[str, str]):
+    """Names of metrics by figure, made when they are first asked for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._prefix = f"{name}_"
+
+    def __missing__(self, figure: str) -> str:
+        metric = figure if figure.startswith(self._prefix) else self._prefix + figure  # no queue_queue_length
+        self[figure] = metric
+        return metric

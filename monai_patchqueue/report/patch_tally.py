@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ __all__ = ["PatchTally", "label_of"]
 
 # Batches on a GPU are looked at there; waiting for the result of each would hold up the training.
 _PENDING = 16
-# Most patches with foreground show it in every eighth voxel along each axis, the center among them.
+# Most patches with foreground show it at their center, or in every eighth voxel along each axis.
 _COARSE = 8
 
 
@@ -44,10 +45,8 @@ class PatchTally:
         self._patches = 0
         self._foreground = 0
         self.last_foreground_share = 0.0
+        self.last_centers: Sequence[int | None] = ()
         self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    #: The class at the center of each of the last batch's patches, where that is one and at hand without waiting.
-    last_centers: Sequence[int | None] = ()
 
     def add(self, batch: Any) -> None:
         """Take note of a batch.
@@ -57,57 +56,59 @@ class PatchTally:
             ValueError: a label without spatial axes.
         """
         label = label_of(batch, self.label_key)
-        center: Any = (range(len(label)), slice(None), *map(list, zip(*centers(batch[self.label_key]), strict=True)))
+        places = centers(batch[self.label_key], label.shape[2:])
         if label.device.type == "cpu" and label.dtype != torch.bfloat16:
             array = label.numpy()
-            voxels = array[center]
-            self._count(voxels, _with_foreground(array))
-            self.last_centers = _one_each(voxels)
+            found = [_classes(voxel) for voxel in _voxels(array, places)]
+            self.last_centers = [labels[0] if labels else None for labels in found]
+            self._count_centers(found)
+            self._count_foreground(_with_foreground(array, found))
         else:
+            self.last_centers = [None] * len(places)
             foreground = (label[:, int(label.shape[1] > 1) :] > 0).flatten(1).any(1)
-            self.last_centers = [None] * len(label)
-            self._pending.append((label[center].float(), foreground))
+            self._pending.append((torch.stack(_voxels(label, places)).float(), foreground))
             if len(self._pending) > _PENDING:
-                self._settle()
+                self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Count what was looked at on a GPU, which may have to be waited for."""
         for voxels, foreground in self._pending:
-            self._count(voxels.cpu().numpy(), foreground.cpu().numpy())
+            self._count_centers(map(_classes, voxels.cpu().numpy()))
+            self._count_foreground(foreground.tolist())
         self._pending.clear()
 
-    def _count(self, centers: np.ndarray[Any, Any], foreground: np.ndarray[Any, Any]) -> None:
-        """Add a batch's center voxels, [B, C], and which of its patches have foreground."""
-        if centers.shape[1] == 1:
-            self._centers.update(map(int, centers[:, 0].tolist()))
-        else:
-            self._centers.update(np.nonzero(centers > 0)[1].tolist())
-        found = int(foreground.sum())
-        self._patches += len(foreground)
-        self._foreground += found
-        self.last_foreground_share = found / len(foreground)
+    def _count_centers(self, found: Iterable[Sequence[int]]) -> None:
+        """Add the classes at the center of each of a batch's patches."""
+        for label in chain.from_iterable(found):
+            self._centers[label] += 1
+
+    def _count_foreground(self, found: Sequence[bool]) -> None:
+        """Add which of a batch's patches have foreground."""
+        self._patches += len(found)
+        self._foreground += sum(found)
+        self.last_foreground_share = sum(found) / len(found)
 
     @property
     def centers(self) -> Mapping[int, int]:
         """Patches by the class at their center."""
-        self._settle()
+        self.settle()
         return self._centers
 
     @property
     def foreground_share(self) -> float:
-        """Share of all patches that have foreground."""
-        self._settle()
+        """Share of the patches that have foreground."""
+        self.settle()
         return self._share()
 
     def _share(self) -> float:
         return self._foreground / self._patches if self._patches else 0.0
 
     def scalars(self) -> dict[str, float]:
-        """The figures as flat scalars; on a GPU they lag some batches behind."""
-        counts = {f"centers_{label}": float(count) for label, count in sorted(self._centers.items())}
+        """The figures as flat scalars; where batches are on a GPU they lag some behind, until :meth:`settle`."""
         return {
-            "foreground_share": self.foreground_share,
+            "foreground_share": self._share(),
             "last_foreground_share": self.last_foreground_share,
-            **counts,
+            **{f"centers_{label}": float(count) for label, count in self._centers.items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -132,24 +133,32 @@ def label_of(batch: Any, label_key: str) -> torch.Tensor:
     if not isinstance(label, torch.Tensor):
         keys = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise KeyError(f"label_key={label_key!r}: the batch has no tensor of that name. Found: {keys}.")
-    label = label.as_subclass(torch.Tensor).detach()  # a MetaTensor's own properties are slow
+    with torch._C.DisableTorchFunctionSubclass():  # a MetaTensor makes long work of everything
+        label = label.as_subclass(torch.Tensor)
+    if label.requires_grad:
+        label = label.detach()
     if label.ndim < 3:
         raise ValueError(f"label_key={label_key!r}: expected [B, C, *spatial], found {tuple(label.shape)}.")
     return label
 
 
-def _one_each(centers: np.ndarray[Any, Any]) -> list[int | None]:
-    if centers.shape[1] == 1:
-        return [int(value) for value in centers[:, 0].tolist()]
-    return [int(np.argmax(channels > 0)) if (channels > 0).any() else None for channels in centers]
+def _voxels(patches: Any, places: Sequence[tuple[int, ...]]) -> list[Any]:
+    """A voxel of each patch, [C]."""
+    indices = ((slice(None), *place) for place in places)
+    return [patch[index] for patch, index in zip(patches, indices, strict=True)]
 
 
-def _with_foreground(label: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Which patches have foreground; only those that show none in a coarse look are looked through."""
-    if label.shape[1] > 1:
-        label = label[:, 1:]
-    coarse: Any = (slice(None), slice(None), *(slice(size // 2 % _COARSE, None, _COARSE) for size in label.shape[2:]))
-    found: np.ndarray[Any, Any] = label[coarse].reshape(len(label), -1).max(1, initial=0) > 0
-    for patch in np.flatnonzero(~found):
-        found[patch] = label[patch].max() > 0
+def _classes(voxel: np.ndarray[Any, Any]) -> list[int]:
+    """The classes at a voxel, [C]."""
+    return [int(voxel[0])] if len(voxel) == 1 else np.flatnonzero(voxel > 0).tolist()
+
+
+def _with_foreground(label: np.ndarray[Any, Any], centers: Sequence[Sequence[int]]) -> list[bool]:
+    """Which patches have foreground; only those that show none at a glance are looked through."""
+    found = [bool(labels) and labels[-1] > 0 for labels in centers]
+    if not all(found):
+        label = label[:, int(label.shape[1] > 1) :]
+        lattice: Any = (slice(None), slice(None), *(slice(s // 2 % _COARSE, None, _COARSE) for s in label.shape[2:]))
+        most = label[lattice].reshape(len(label), -1).max(1, initial=0).tolist()
+        found = [known or most[patch] > 0 or bool(label[patch].max() > 0) for patch, known in enumerate(found)]
     return found

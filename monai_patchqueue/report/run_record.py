@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..queue.stats import QueueStats
+from .effort import Effort
 from .history import Histogram, History
 from .patch_map import PatchMap
 from .patch_tally import PatchTally, label_of
@@ -61,8 +62,7 @@ class RunRecord:
     def __init__(self, image_key: str | None = None, label_key: str | None = None, effort: float = 0.005) -> None:
         self.image_key = image_key
         self.label_key = label_key
-        self._effort = effort
-        self._next_look = 0.0
+        self._effort = Effort(effort)
         self.history = History(_COLUMNS)
         self.waits = Histogram()
         self.stalls: list[Stall] = []
@@ -87,11 +87,7 @@ class RunRecord:
 
     def look_at(self, batch: Any) -> None:
         """Take note of a batch, before anybody changes it, if it is time for that."""
-        start = time.perf_counter()
-        if start >= self._next_look:
-            self._look_at(batch)
-            now = time.perf_counter()
-            self._next_look = now + (now - start) * (1 / self._effort - 1)
+        self._effort.spend(self._look_at, batch)
 
     def _look_at(self, batch: Any) -> None:
         classes: Any = None

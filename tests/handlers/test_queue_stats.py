@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +29,14 @@ from monai.handlers import (
     StatsHandler,
     TensorBoardStatsHandler,
 )
+from monai.transforms import CastToTyped
 from torch.utils.data import DistributedSampler
 
 from monai_patchqueue import PatchQueueLoader, QueueStats, QueueStatsHandler
 from monai_patchqueue.handlers.machine import MachineMonitor
 from monai_patchqueue.handlers.queue_stats import BOTTLENECKS
 from monai_patchqueue.handlers.queue_stats import FIGURES as KNOWN_FIGURES
+from monai_patchqueue.report.patch_tally import PatchTally
 from tests.pipelines import Patches
 from tests.pipelines import make_loader as make_patches_loader
 from tests.processes import on_ranks
@@ -237,6 +240,36 @@ def test_classes_at_centers_and_foreground_are_metrics(engine: Engine) -> None:
     assert metrics["queue_centers_0"] == metrics["queue_centers_2"] == VOLUMES * PATCHES
     assert metrics["queue_foreground_share"] == 0.75
     assert metrics["queue_last_foreground_share"] == 1.0  # unshuffled: the last two patches of a volume
+
+
+def test_looking_at_labels_takes_no_more_than_its_share_of_the_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = []
+
+    def slowly(tally: PatchTally, batch: Any) -> None:
+        looked.append(len(batch["label"]))
+        time.sleep(0.05)
+
+    monkeypatch.setattr(PatchTally, "add", slowly)
+    with labelled_loader() as loader:
+        QueueStatsHandler(loader, label_key="label").attach(engine)
+        assert engine.run(loader, max_epochs=4).metrics["queue_batches"] == 4 * BATCHES
+    assert looked == [BATCH]
+
+
+@pytest.mark.parametrize("effort", [0.0, -1.0, 2.0])
+def test_an_effort_that_is_no_share_is_refused(effort: float, loader: PatchQueueLoader) -> None:
+    with pytest.raises(ValueError, match=f"effort={effort}: expected a share"):
+        QueueStatsHandler(loader, label_key="label", effort=effort)
+
+
+def test_labels_that_are_counted_later_are_counted_by_the_end_of_the_epoch(engine: Engine) -> None:
+    with labelled_loader(batch_transform=CastToTyped("label", torch.bfloat16)) as loader:  # as batches on a GPU are
+        QueueStatsHandler(loader, label_key="label").attach(engine)
+        metrics = engine.run(loader).metrics
+    assert metrics["queue_centers_0"] == metrics["queue_centers_2"] == VOLUMES * PATCHES / 2
+    assert metrics["queue_foreground_share"] == 0.75
 
 
 def test_the_memory_of_workers_counts(engine: Engine) -> None:
