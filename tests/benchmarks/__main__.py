@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import chunks, dice, loaders, performance, predictions, random_queue, sampling
+from . import chunks, dice, handlers, loaders, performance, predictions, random_queue, sampling
 
 COMMANDS = {
     "chunks": chunks,
     "dice": dice,
+    "handlers": handlers,
     "loaders": loaders,
     "performance": performance,
     "predictions": predictions,
