@@ -142,6 +142,7 @@ class RunRecord:
         return {
             "steps": self.steps,
             "elapsed": self.elapsed,
+            "patches": self._patches,
             "history": self.history.state_dict(),
             "waits": self.waits.counts.tolist(),
             "stalls": [list(stall) for stall in self.stalls],
@@ -151,8 +152,10 @@ class RunRecord:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``."""
-        self.steps, self._earlier, self._began = state["steps"], state["elapsed"], None
+        """Go on from ``state``, before the engine starts or while it does."""
+        if self._began is not None:
+            self._began = time.perf_counter()
+        self.steps, self._earlier, self._patches = state["steps"], state["elapsed"], state["patches"]
         self.history.load_state_dict(state["history"])
         self.waits.counts[:] = state["waits"]
         self.stalls = [Stall(*stall) for stall in state["stalls"]]

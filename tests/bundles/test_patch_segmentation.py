@@ -174,6 +174,9 @@ def test_a_killed_run_resumes_with_the_losses_of_an_unbroken_one(
     assert resumed == {step: loss for step, loss in losses(whole).items() if step > done}
     states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, broken)]
     assert states[0]["loader"] == states[1]["loader"]
+    assert states[0]["queue_stats"]["stats"]["patches"] == states[1]["queue_stats"]["stats"]["patches"] == 36
+    assert states[0]["queue_report"]["record"]["steps"] == states[1]["queue_report"]["record"]["steps"] == 18
+    assert "18 batches" in (broken / "report.html").read_text(encoding="utf-8")
     assert all(torch.equal(value, states[1]["network"][key]) for key, value in states[0]["network"].items())
 
 

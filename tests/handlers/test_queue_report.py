@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.data import Dataset
-from monai.handlers import StatsHandler
+from monai.handlers import CheckpointLoader, CheckpointSaver, StatsHandler
 from monai.transforms import Compose
 from PIL import Image
 
@@ -204,22 +205,29 @@ def test_reports_are_written_on_demand_and_when_a_run_is_interrupted(tmp_path: P
 
 @pytest.mark.usefixtures("no_drawing")
 def test_a_report_goes_on_after_a_checkpoint(tmp_path: Path) -> None:
-    with labelled_loader() as loader:
-        handler = QueueReportHandler(loader, tmp_path, label_key="label", effort=1)
-        engine = engine_that()
+    def handler_and_engine(loader: PatchQueueLoader) -> tuple[QueueReportHandler, Engine]:
+        handler, engine = QueueReportHandler(loader, tmp_path, label_key="label", effort=1), engine_that()
         handler.attach(engine)
+        return handler, engine
+
+    with labelled_loader() as loader:
+        handler, engine = handler_and_engine(loader)
+        CheckpointSaver(str(tmp_path), {"report": handler}, save_final=True, final_filename="state.pt").attach(engine)
         engine.run(loader, max_epochs=2)
-    torch.save(handler.state_dict(), tmp_path / "state.pt")
+        before = handler.record.elapsed
     with labelled_loader() as loader:
-        handler = QueueReportHandler(loader, tmp_path, label_key="label", effort=1)
-        handler.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-        engine = engine_that()
-        handler.attach(engine)
+        handler, engine = handler_and_engine(loader)
+        CheckpointLoader(str(tmp_path / "state.pt"), {"report": handler}).attach(engine)
         engine.run(loader, max_epochs=1)
-        assert handler.stats().patches == 3 * 12
-        assert handler.record.steps == 9
-        assert handler.record.map is not None
-        assert handler.record.map.seen == 36
+    assert handler.stats().patches == 3 * 12
+    record = handler.record
+    assert record.steps == 9
+    assert record.history["patches"].tolist() == [4] * 9
+    assert (np.diff(record.history["time"]) > 0).all()
+    assert before * 0.5 < record.history["time"][5] < record.history["time"][6] < record.elapsed
+    assert record.map is not None
+    assert record.map.seen == 36
+    assert "9 batches" in handler.path.read_text()
 
 
 @pytest.mark.usefixtures("no_drawing")

@@ -235,7 +235,7 @@ def labelled_loader(**arguments: Any) -> PatchQueueLoader:
 
 def test_classes_at_centers_and_foreground_are_metrics(engine: Engine) -> None:
     with labelled_loader() as loader:
-        QueueStatsHandler(loader, label_key="label").attach(engine)
+        QueueStatsHandler(loader, label_key="label", effort=1).attach(engine)
         metrics = engine.run(loader, max_epochs=2).metrics
     assert metrics["queue_centers_0"] == metrics["queue_centers_2"] == VOLUMES * PATCHES
     assert metrics["queue_foreground_share"] == 0.75
@@ -266,7 +266,7 @@ def test_an_effort_that_is_no_share_is_refused(effort: float, loader: PatchQueue
 
 def test_labels_that_are_counted_later_are_counted_by_the_end_of_the_epoch(engine: Engine) -> None:
     with labelled_loader(batch_transform=CastToTyped("label", torch.bfloat16)) as loader:  # as batches on a GPU are
-        QueueStatsHandler(loader, label_key="label").attach(engine)
+        QueueStatsHandler(loader, label_key="label", effort=1).attach(engine)
         metrics = engine.run(loader).metrics
     assert metrics["queue_centers_0"] == metrics["queue_centers_2"] == VOLUMES * PATCHES / 2
     assert metrics["queue_foreground_share"] == 0.75
@@ -377,7 +377,7 @@ def test_an_engine_on_the_cpu_has_no_gpu(one_gpu: FakeNvml, loader: PatchQueueLo
 
 def test_figures_go_on_after_a_checkpoint(tmp_path: Path) -> None:
     def trainer_and_handler(loader: PatchQueueLoader) -> tuple[SupervisedTrainer, QueueStatsHandler]:
-        handler = QueueStatsHandler(loader, label_key="label")
+        handler = QueueStatsHandler(loader, label_key="label", effort=1)
         return make_trainer(loader, handler, max_epochs=2), handler
 
     with labelled_loader() as loader:
