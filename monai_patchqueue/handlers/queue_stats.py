@@ -113,8 +113,8 @@ class QueueStatsHandler:
     In a distributed run each rank has figures of its own queue, as any of them can be the one that the others wait for.
     At the end of an epoch, those of all ranks that have the handler are put together under ``queue_all_<figure>``:
     counts, rates and bytes are sums, shares and times are means (``max_wait_seconds``: the longest). They are passed on
-    through the process group's store; no rank waits long for another. Out of a checkpoint that one rank wrote for all, each
-    goes on from that rank's figures.
+    through the process group's store; no rank waits long for another. Out of a checkpoint that one rank wrote for all,
+    each goes on from that rank's figures.
 
     Args:
         loader: a ``PatchQueueLoader``, or anything else whose ``stats()`` returns

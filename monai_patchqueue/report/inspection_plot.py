@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .inspection import SampledVolume, as_percent
+from .style import LIGHT, plain_axes, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_sampling"]
 
-# Okabe and Ito's palette, which people with colour blindness can tell apart; class 0 is grey.
-_COLORS = ("#8c8c8c", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
 _VIEWS = ("first", "second", "third")
 
 
@@ -33,7 +32,11 @@ def plot_sampling(sampled: SampledVolume) -> Figure:
             "pictures need matplotlib: pip install 'monai_patchqueue[plot]'. Without --output there is a table only."
         ) from error
 
-    figure = Figure(figsize=(13, 6.7), layout="constrained", facecolor="white")
+    with styled(LIGHT):
+        return _plot(Figure(figsize=(13, 6.7), layout="constrained", facecolor=LIGHT.paper), sampled)
+
+
+def _plot(figure: Figure, sampled: SampledVolume) -> Figure:
     size = " × ".join(map(str, sampled.size))
     title = f"{len(sampled.starts)} patches of {size} voxels by {sampled.transform}"
     figure.suptitle(title, fontsize=15, weight="bold")
@@ -48,15 +51,11 @@ def plot_sampling(sampled: SampledVolume) -> Figure:
     return figure
 
 
-def _color(value: int) -> str:
-    return _COLORS[0] if value == 0 else _COLORS[1 + (value - 1) % (len(_COLORS) - 1)]
-
-
 def _plot_volume(figure: Any, sampled: SampledVolume) -> None:
     """Projections along each axis, with the centers."""
     extent = " × ".join(map(str, sampled.image.shape))
     caption = f"centers over the mean of {sampled.short_name}, {extent} voxels"
-    figure.suptitle(caption, fontsize=9, color="#444444")
+    figure.suptitle(caption, fontsize=9, color=LIGHT.muted)
     axes = sampled.image.ndim
     along: list[int | None] = [0, 1, 2] if axes == 3 else [None]
     kept_axes = [[a for a in range(axes) if a != axis] for axis in along]
@@ -70,7 +69,7 @@ def _plot_volume(figure: Any, sampled: SampledVolume) -> None:
         _show(ax, mean, aspect)
         for value in np.unique(classes):
             x, y = sampled.centers[classes == value][:, kept].T
-            ax.scatter(x, y, s=9, color=_color(int(value)), edgecolors="black", linewidths=0.3)
+            ax.scatter(x, y, s=9, color=LIGHT.of_class(int(value)), edgecolors="black", linewidths=0.3)
         if axis is not None:
             ax.set_title(f"along the {_VIEWS[axis]} axis", fontsize=8)
 
@@ -81,22 +80,22 @@ def _plot_classes(figure: Any, sampled: SampledVolume) -> None:
     ax = figure.subplots()
     places = np.arange(len(rows))
     bars = (
-        ("voxels of the volume", [row.volume for row in rows], "#c9c9c9"),
-        ("voxels of patches", [row.patches for row in rows], "#8fb7dd"),
-        ("centers", [row.centers for row in rows], "#1f5a94"),
+        ("voxels of the volume", [row.volume for row in rows], LIGHT.muted, 0.3),
+        ("voxels of patches", [row.patches for row in rows], LIGHT.muted, 0.7),
+        ("centers", [row.centers for row in rows], LIGHT.main, 1.0),
     )
-    for number, (name, shares, color) in enumerate(bars):
+    for number, (name, shares, color, alpha) in enumerate(bars):
         percents = [100 * share for share in shares]
-        bar = ax.bar(places + 0.29 * (number - 1), percents, 0.27, label=name, color=color)
+        bar = ax.bar(places + 0.29 * (number - 1), percents, 0.27, label=name, color=color, alpha=alpha)
         ax.bar_label(bar, fmt=lambda percent: as_percent(percent / 100), fontsize=7, padding=1)
-    ax.set_xticks(places, [f"class {row.value}" for row in rows], fontsize=8)
+    plain_axes(ax)
+    ax.set_xticks(places, [f"class {row.value}" for row in rows])
     for tick, row in zip(ax.get_xticklabels(), rows, strict=True):
-        tick.set_color("black" if row.value == 0 else _color(row.value))
+        tick.set_color(LIGHT.of_class(row.value))
         tick.set_fontweight("bold")
-    ax.set_ylabel("%")
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_ylabel("share [%]")
     ax.margins(y=0.15)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend()
 
 
 def _plot_patches(figure: Any, sampled: SampledVolume) -> None:
@@ -104,7 +103,7 @@ def _plot_patches(figure: Any, sampled: SampledVolume) -> None:
     figure.suptitle(
         "patches as training gets them: middle slice with its label, and class at the center",
         fontsize=9,
-        color="#444444",
+        color=LIGHT.muted,
     )
     columns = 4 if len(sampled.shown) > 3 else max(len(sampled.shown), 1)
     rows = -(-len(sampled.shown) // columns)
@@ -120,8 +119,8 @@ def _plot_patches(figure: Any, sampled: SampledVolume) -> None:
     for ax, value in zip(grid, sampled.center_classes, strict=False):
         if sampled.label is not None:
             for spine in ax.spines.values():
-                spine.set(color=_color(int(value)), linewidth=3, visible=True)
-            ax.set_title(f"class {value}", fontsize=8, color=_color(int(value)), weight="bold", pad=3)
+                spine.set(color=LIGHT.of_class(int(value)), linewidth=3, visible=True)
+            ax.set_title(f"class {value}", fontsize=8, color=LIGHT.of_class(int(value)), weight="bold", pad=3)
     for ax in grid[len(sampled.shown) :]:
         ax.axis("off")
 
@@ -143,5 +142,5 @@ def _overlay(ax: Axes, label: Any) -> None:
 
     tinted = np.zeros((*label.T.shape, 4))
     for value in np.unique(label[label > 0]):
-        tinted[value == label.T] = to_rgba(_color(int(value)), 0.5)
+        tinted[value == label.T] = to_rgba(LIGHT.of_class(int(value)), 0.5)
     ax.imshow(tinted, origin="lower", interpolation="nearest", aspect=ax.get_aspect())

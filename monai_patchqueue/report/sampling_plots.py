@@ -95,7 +95,7 @@ def classes(
     places = np.arange(len(labels))[::-1]
     seen = np.array([100 * centers.get(label, 0) / total for label in labels])
     natural = np.array([100 * voxels.get(label, 0.0) for label in labels])
-    axes.barh(places + 0.14, seen, 0.44, color=[theme.classes[label % 8] for label in labels], label="at centers")
+    axes.barh(places + 0.14, seen, 0.44, color=[theme.of_class(label) for label in labels], label="at centers")
     axes.barh(places - 0.24, natural, 0.18, color=theme.muted, alpha=0.55, label="of the patches' voxels")
     if asked is not None:
         wanted = [100 * asked.get(label, 0.0) for label in labels]
@@ -146,7 +146,7 @@ def patch_map(places: PatchMap, names: Mapping[int, str], theme: Theme) -> Figur
                 marker="o",
                 markersize=size,
                 markeredgewidth=0,
-                color=LIGHT.waiting if label is None else LIGHT.classes[label % 8],
+                color=LIGHT.waiting if label is None else LIGHT.of_class(label),
                 label="patch center" if label is None else names.get(label, f"class {label}"),
                 **colors,
             )

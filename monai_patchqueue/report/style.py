@@ -25,6 +25,7 @@ __all__ = [
     "format_seconds",
     "percent",
     "plain_axes",
+    "styled",
     "time_axis",
 ]
 
@@ -41,6 +42,10 @@ class Theme:
     waiting: str
     good: str
     classes: tuple[str, ...]
+
+    def of_class(self, label: int) -> str:
+        """A class's colour: grey for class 0, the others in turn."""
+        return self.classes[0 if label == 0 else 1 + (label - 1) % (len(self.classes) - 1)]
 
 
 LIGHT = Theme(
@@ -96,7 +101,8 @@ _STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def _styled(theme: Theme) -> Iterator[None]:
+def styled(theme: Theme) -> Iterator[None]:
+    """Within the block, figures are made in a theme's style."""
     import matplotlib as mpl
 
     colors = {
@@ -118,7 +124,7 @@ def as_svg(draw: Callable[[Theme], Figure], name: str) -> str:
     import matplotlib as mpl
 
     text = io.StringIO()
-    with _styled(_VARIABLES), mpl.rc_context({"svg.hashsalt": name}):
+    with styled(_VARIABLES), mpl.rc_context({"svg.hashsalt": name}):
         draw(_VARIABLES).savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -135,7 +141,7 @@ def as_svg(draw: Callable[[Theme], Figure], name: str) -> str:
 def as_png(draw: Callable[[Theme], Figure]) -> bytes:
     """A plot as a picture, on white."""
     picture = io.BytesIO()
-    with _styled(LIGHT):
+    with styled(LIGHT):
         draw(LIGHT).savefig(picture, format="png", dpi=160, facecolor=LIGHT.paper, transparent=False)
     return picture.getvalue()
 
