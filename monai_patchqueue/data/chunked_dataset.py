@@ -16,7 +16,7 @@ from monai.transforms import Transform, reset_ops_id
 from monai.transforms.traits import RandomizableTrait
 from tqdm import tqdm
 
-from ..io.chunks import check_installed
+from ..io.chunks import library
 from ..io.entries import DamagedEntry, EntryFolder, NoRoom
 from ..io.stored import StoredItems, StoredVolume
 from ..queue.memory import format_bytes
@@ -89,7 +89,7 @@ class ChunkedDataset(PersistentDataset):
         check: Check = "mtime",
         version: str = "",
     ) -> None:
-        check_installed()
+        library()
         if check not in CHECKS:
             raise ValueError(f"check must be one of {', '.join(map(repr, CHECKS))}, got {check!r}")
         chunk = chunk_shape if chunk_shape is None or isinstance(chunk_shape, int) else tuple(chunk_shape)

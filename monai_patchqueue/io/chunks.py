@@ -7,17 +7,12 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-blosc2: Any
-try:
-    import blosc2  # type: ignore[import-untyped, no-redef, unused-ignore]
-except ImportError:  # the extra "store" is not installed
-    blosc2 = None
-
-__all__ = ["ChunkedFile", "check_installed", "compress", "default_chunk_shape"]
+__all__ = ["ChunkedFile", "compress", "default_chunk_shape", "library"]
 
 CHUNK_VOXELS = 1 << 18
 BLOCK_VOXELS = 1 << 13
@@ -27,10 +22,18 @@ OPEN_FILES = 128
 """Files that one thread keeps open: opening one takes as long as reading a small patch."""
 
 
-def check_installed() -> None:
-    """Raise ImportError where the library that compresses is missing."""
-    if blosc2 is None:
-        raise ImportError("chunked volumes need blosc2: pip install 'monai_patchqueue[store]'")
+@cache
+def library() -> Any:
+    """The library that compresses; not imported before it is needed, as it brings more modules than this package has.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import blosc2  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:
+        raise ImportError("chunked volumes need blosc2: pip install 'monai_patchqueue[store]'") from error
+    return blosc2
 
 
 def default_chunk_shape(axes: int) -> tuple[int, ...]:
@@ -64,6 +67,7 @@ def compress(array: np.ndarray, chunk_shape: Sequence[int]) -> bytes:
     """
     inner = tuple(min(int(c), n) for c, n in zip(chunk_shape, array.shape[-len(chunk_shape) :], strict=True))
     outer = (1,) * (array.ndim - len(inner))
+    blosc2 = library()
     shuffle = blosc2.Filter.SHUFFLE if array.dtype.itemsize > 1 else blosc2.Filter.NOFILTER
     parameters = {"codec": blosc2.Codec.LZ4HC, "clevel": 9, "filters": [shuffle], "nthreads": 1}
     chunked = blosc2.asarray(
@@ -138,10 +142,9 @@ class ChunkedFile:
         handles = _open_files.handles
         handle = handles.get(self._key)
         if handle is None:
-            check_installed()
             # One thread each: the loader's workers are as many as there shall be.
             options = {"mmap_mode": "r"} if self.mmap else {}
-            handle = handles[self._key] = blosc2.open(self.file, mode="r", dparams={"nthreads": 1}, **options)
+            handle = handles[self._key] = library().open(self.file, mode="r", dparams={"nthreads": 1}, **options)
             if len(handles) > OPEN_FILES:
                 handles.popitem(last=False)
         else:

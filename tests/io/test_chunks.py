@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from monai_patchqueue.io.chunks import ChunkedFile, compress
+from monai_patchqueue.io.chunks import ChunkedFile, compress, library
 from monai_patchqueue.io.narrowing import narrowed
 
 ARRAYS = {
@@ -87,3 +89,15 @@ def test_a_narrowed_array_gives_back_the_bits(array: np.ndarray) -> None:
 def test_whole_numbers_are_kept_as_such_and_nothing_else(values: list[float], dtype: str) -> None:
     assert narrowed(np.array(values, np.float32)).dtype == dtype
     assert narrowed(np.array(values, np.float64)).dtype == dtype
+
+
+def test_a_missing_library_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blosc2", None)
+    library.cache_clear()
+    with pytest.raises(ImportError, match=r"blosc2: pip install 'monai_patchqueue\[store\]'"):
+        library()
+
+
+def test_the_library_is_not_imported_before_it_is_needed() -> None:
+    code = "import sys, monai_patchqueue; print('blosc2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"False\n"
