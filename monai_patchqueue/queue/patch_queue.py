@@ -135,6 +135,11 @@ class PatchQueue:
         self._failed = [volume for volume in self._failed if not volume.dropped]
         self._again = deque(volume for volume in self._again if not volume.dropped)
 
+    def expect(self, following: Plan) -> None:
+        """Say which epoch will probably follow the one under way, where that was not known when it was opened."""
+        if self._upcoming is None:
+            self._upcoming = self._new_epoch(following, 0)
+
     def _new_epoch(self, plan: Plan, batches: int) -> EpochUnderWay:
         epoch = EpochUnderWay(plan, batches=batches)
         if batches:

@@ -148,6 +148,8 @@ class BackgroundRunner(Runner):
         self._over = False
         self._error: BaseException | None = None
         self._opening: tuple[Plan, Plan | None, int, Mapping[int, int] | None] | None = None
+        self._upcoming: Plan | None = None  # of the epoch that probably follows
+        self._expected: Plan | None = None  # the same, where the queue is still to hear of it
         self._broken: BaseException | None = None
         self._handed_out = False
         self._closed = False
@@ -166,11 +168,19 @@ class BackgroundRunner(Runner):
             if self._broken is not None:
                 raise self._broken
             untouched = self._plan == plan and not self._handed_out and not self._error and not batches
-            if not untouched:
-                self._plan, self._handed_out, self._error = plan, False, None
-                self._opening = plan, upcoming, batches, replaced
-                self._ahead, self._over = None, False
+            if untouched:
+                self._expected = upcoming
+            else:
+                self._begin(plan, upcoming, batches, replaced)
+            self._upcoming = upcoming
         self._producer.wake()
+
+    def _begin(
+        self, plan: Plan, upcoming: Plan | None, batches: int = 0, replaced: Mapping[int, int] | None = None
+    ) -> None:
+        self._plan, self._handed_out, self._error = plan, False, None
+        self._opening, self._expected = (plan, upcoming, batches, replaced), None
+        self._ahead, self._over = None, False
 
     def next(self, timeout: float | None = None) -> Batch | None:
         with self._changed:
@@ -183,8 +193,11 @@ class BackgroundRunner(Runner):
             if batch is None and self._error is not None:
                 raise self._error
             self._handed_out = True
-        if batch is not None:
-            self._producer.wake()
+            if batch is None and self._upcoming is not None:
+                # The first batch of the epoch that probably follows is assembled before it is asked for, too.
+                self._begin(self._upcoming, None)
+                self._upcoming = None
+        self._producer.wake()
         return batch
 
     def wait_until(self, reached: Callable[[], bool], timeout: float) -> bool:
@@ -223,9 +236,12 @@ class BackgroundRunner(Runner):
     def _turn(self) -> None:
         with self._changed:
             opening, self._opening = self._opening, None
+            expected, self._expected = self._expected, None
             if opening is not None:
                 self._batches = opening[2]
                 self.queue.open(*opening)
+            if expected is not None:
+                self.queue.expect(expected)
             idle = self._ahead is not None or self._over or self._error is not None or self._plan is None
         self.queue.fill()
         if not idle and self._try_batch():

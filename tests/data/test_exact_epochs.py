@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -323,3 +324,35 @@ def test_two_loaders_run_at_once() -> None:
     assert drawn(a for a, _ in pairs) == drawn(b for _, b in pairs)
     for loader in (first, second):
         loader.close()
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_the_next_epochs_first_batch_is_assembled_before_it_is_asked_for(workers: dict[str, Any]) -> None:
+    assembled: list[list[int]] = []
+
+    def note(batch: Any) -> Any:
+        assembled.append(batch["volume"].tolist())
+        return batch
+
+    arguments = {"batch_size": 4, "shuffle": True, "seed": 0, **workers}
+    with make_loader(COUNTS, **arguments) as loader:
+        expected = [batch["volume"].tolist() for _ in range(3) for batch in loader]
+    with make_loader(COUNTS, **arguments, batch_transform=note) as loader:
+        for epoch in range(3):
+            assert [batch["volume"].tolist() for batch in loader] == expected[epoch * len(loader) :][: len(loader)]
+            until = time.monotonic() + 30
+            while len(assembled) <= (epoch + 1) * len(loader) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert len(assembled) == (epoch + 1) * len(loader) + 1
+        assert assembled[:-1] == expected
+
+
+def test_another_epoch_than_the_one_that_was_guessed_is_exact_too() -> None:
+    arguments = {"batch_size": 4, "shuffle": True, "seed": 0, "num_workers": 2}
+    with make_loader(COUNTS, **arguments) as loader:
+        epochs = [drawn(loader) for _ in range(6)]
+    with make_loader(COUNTS, **arguments) as loader:
+        for epoch in (0, 3, 1, 5):
+            loader.set_epoch(epoch)
+            assert drawn(loader) == epochs[epoch]
+            time.sleep(0.1)
