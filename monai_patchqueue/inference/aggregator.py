@@ -15,7 +15,6 @@ from monai.transforms import Activations, AsDiscrete
 from monai.utils import ImageMetaKey, MetaKeys, TraceKeys
 
 from ..data.grid_pieces import GRID_PATCH
-from ..io.lazy import LazyVolume
 from ..sampling import PatchGrid
 from ..transforms import GridPatchSamples
 from ..transforms._meta import PATCH_META
@@ -64,8 +63,8 @@ class PatchAggregator:
         device: where sums are made, and where volumes in memory lie.
         output_dir: write volumes to files in this folder instead of memory. Names begin with the volume's number.
         output_format: ``"npy"`` or ``"nii"`` (NIfTI, with the affine): uncompressed files that are mapped into memory,
-            and given back as MetaTensors over them; ``"zarr"``: arrays given back as :class:`LazyVolume` (needs the
-            extra ``zarr``).
+            and given back as MetaTensors over them; ``"zarr"``: arrays given back as :class:`LazyMetaTensor` (needs
+            the extra ``zarr``).
         meta_key: key of the batch that has the volumes' metadata.
 
     Raises:
@@ -123,7 +122,7 @@ class PatchAggregator:
         self._under_way: dict[int, _VolumeUnderWay] = {}
         self._weights: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def add(self, outputs: torch.Tensor, batch: Mapping[str, Any]) -> list[MetaTensor | LazyVolume]:
+    def add(self, outputs: torch.Tensor, batch: Mapping[str, Any]) -> list[MetaTensor]:
         """Add a network's outputs for a batch.
 
         Args:
@@ -246,12 +245,11 @@ class PatchAggregator:
         under_way.output.write(first, stop, rows.to(dtype))
 
     @staticmethod
-    def _whole(under_way: _VolumeUnderWay) -> MetaTensor | LazyVolume:
+    def _whole(under_way: _VolumeUnderWay) -> MetaTensor:
         if under_way.output is None:
             raise RuntimeError(f"{under_way.name} is whole, but has no rows")
-        volume: MetaTensor | LazyVolume = under_way.output.volume(under_way.meta)
-        if isinstance(volume, MetaTensor):
-            volume.applied_operations = under_way.operations
+        volume = under_way.output.volume(under_way.meta)
+        volume.applied_operations = under_way.operations
         return volume
 
 

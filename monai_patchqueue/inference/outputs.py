@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys
 
 from ..io.lazy import LazyVolume
+from ..io.lazy_tensor import LazyMetaTensor
 from ..io.scaling import Scaling
 from ..io.zarr_arrays import ZarrArray, import_zarr
 
@@ -139,10 +140,11 @@ class ZarrOutput:
         """Write finished rows into their chunks."""
         self._values[:, first:stop] = rows.cpu().numpy()
 
-    def volume(self, meta: Meta) -> LazyVolume:
+    def volume(self, meta: Meta) -> LazyMetaTensor:
         """The volume, of which the parts that are asked for are read."""
         stored = ZarrArray(str(self._file), self._values, range(len(self._values.shape)))
-        return LazyVolume(stored, Scaling(), {**meta, MetaKeys.SAVED_TO: str(self._file)}, channel_axis=0)
+        meta = {**meta, MetaKeys.SAVED_TO: str(self._file)}
+        return LazyMetaTensor.of(LazyVolume(stored, Scaling(), meta, channel_axis=0))
 
 
 FORMATS: dict[str, Callable[[Path, tuple[int, ...], torch.dtype, torch.Tensor], Output]] = {

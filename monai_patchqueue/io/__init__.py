@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .lazy import LazyVolume
+from .lazy_tensor import LazyMetaTensor
 from .reader import FastNiftiReader
 
-__all__ = ["FastNiftiReader", "LazyVolume"]
+__all__ = ["FastNiftiReader", "LazyMetaTensor"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -14,22 +13,16 @@ from monai.utils import MetaKeys
 
 from .chunks import ChunkedFile
 from .regions import StoredFile
-from .reoriented import ReorientedArray
-from .scaling import Scaling, pieces
+from .scaling import Scaling
 from .zarr_arrays import ZarrArray
 
 __all__ = ["LazyVolume"]
 
-# Voxels that are looked at together where all are.
-_TOGETHER = 2**20
-
 
 class LazyVolume:
-    """A channel-first volume that is read and converted where it is cut.
+    """A channel-first volume that is read and converted where it is cut: an array-like.
 
-    The patch transforms of this package take it in the place of an array, and give the patches that they would give of
-    the whole volume. It has none of a tensor's operations: other transforms go after the patches are cut, where their
-    work is smaller too. :meth:`load` gives the whole volume.
+    A pipeline has it as :class:`LazyMetaTensor`.
 
     Args:
         stored: the stored numbers: an array, or anything with ``shape``, ``dtype`` and ``__getitem__`` that is given
@@ -51,7 +44,7 @@ class LazyVolume:
 
     def __init__(
         self,
-        stored: np.ndarray | StoredFile | ChunkedFile | ReorientedArray | ZarrArray,
+        stored: np.ndarray | StoredFile | ChunkedFile | ZarrArray,
         scaling: Scaling,
         meta: dict[Any, Any] | None = None,
         channel_axis: int | None = None,
@@ -79,10 +72,18 @@ class LazyVolume:
         return self._scaling.result_dtype(self._stored.dtype)
 
     @property
-    def affine(self) -> torch.Tensor:
-        """From voxels to millimetres; float64 of shape [4, 4]."""
-        affine: torch.Tensor = self.meta[MetaKeys.AFFINE]
-        return affine
+    def strides(self) -> tuple[int, ...]:
+        """How far apart, in voxels, neighbours along each axis would lie in a copy in the file's order of axes."""
+        shape, stored = self._stored.shape, self._stored
+        if isinstance(stored, np.ndarray):
+            slowest_first = sorted(range(len(shape)), key=lambda axis: (-abs(stored.strides[axis]), axis))
+        else:
+            slowest_first = list(range(len(shape)))[:: -1 if getattr(stored, "order", "C") == "F" else 1]
+        strides, step = [0] * len(shape), 1
+        for axis in reversed(slowest_first):
+            strides[axis], step = step, step * int(shape[axis])
+        channels = 0 if self._channel_axis is None else strides.pop(self._channel_axis)
+        return (channels, *strides)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         """A part of the volume as array.
@@ -126,59 +127,6 @@ class LazyVolume:
         """The whole volume as MetaTensor, in memory of its own."""
         whole = self[()]
         return MetaTensor(torch.from_numpy(whole if whole.base is None else whole.copy("K")), meta=dict(self.meta))
-
-    def reoriented(self, axcodes: str) -> LazyVolume:
-        """The volume with its axes in other directions, as ``Orientation`` gives it; it is read no more than before.
-
-        Args:
-            axcodes: where the axes are to point, ``"RAS"`` for instance.
-
-        Raises:
-            ValueError: codes of another number of axes, or a volume that is not of three.
-        """
-        spatial = self.shape[1:]
-        if len(spatial) != 3 or len(axcodes) != 3:
-            raise ValueError(f"axcodes {axcodes!r} for a volume of shape {list(self.shape)}: expected three axes")
-        orientations = nib.orientations
-        affine = self.affine.numpy()
-        change = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(axcodes))
-        axes, backwards = list(range(len(self._stored.shape))), [False] * len(self._stored.shape)
-        places = [axis for axis in axes if axis != self._channel_axis]
-        for source, (target, direction) in zip(places, change, strict=True):
-            axes[places[int(target)]] = source
-            backwards[places[int(target)]] = bool(direction < 0)
-        turned = torch.as_tensor(affine @ orientations.inv_ornt_aff(change, spatial), dtype=torch.float64)
-        meta = {**self.meta, MetaKeys.AFFINE: turned}
-        return LazyVolume(ReorientedArray(self._stored, axes, backwards), self._scaling, meta, self._channel_axis)
-
-    def normalized(self) -> LazyVolume:
-        """The volume with mean 0 and standard deviation 1, as ``NormalizeIntensity`` gives it, in float32.
-
-        All voxels are read once, a few at a time, to find them out.
-
-        Raises:
-            ValueError: a volume of several channels.
-        """
-        if self.shape[0] != 1:
-            raise ValueError(f"a volume of {self.shape[0]} channels: expected one, as channels differ in their mean")
-        axis = 1 if self._first_axis_is_slowest() else self.ndim - 1  # what is read together lies together
-        count, mean, squares = 0, 0.0, 0.0
-        for rows in pieces(self.shape[axis], max(1, _TOGETHER * self.shape[axis] // int(np.prod(self.shape)))):
-            index = (*[slice(None)] * axis, rows)
-            part = self[index].astype(np.float64)
-            difference, total = part.mean() - mean, count + part.size
-            squares += ((part - part.mean()) ** 2).sum() + difference**2 * count * part.size / total
-            mean += difference * part.size / total
-            count = total
-        deviation = float(np.sqrt(squares / count)) or 1.0
-        slope, inter = self._scaling.slope / deviation, (self._scaling.inter - mean) / deviation
-        scaling = Scaling(slope, inter, np.dtype(np.float32))
-        return LazyVolume(self._stored, scaling, self.meta, self._channel_axis)
-
-    def _first_axis_is_slowest(self) -> bool:
-        if isinstance(self._stored, np.ndarray):
-            return not self._stored.flags.f_contiguous
-        return getattr(self._stored, "order", "C") == "C"
 
     def _read(self, spans: Sequence[slice]) -> np.ndarray:
         """Stored numbers of a channel-first box, channels first."""

@@ -17,7 +17,7 @@ from ..sampling import PatchGeometry
 from ._arguments import Count, as_int, check_border, check_count, check_size
 from ._meta import PatchMeta
 from ._padding import Fill
-from ._volumes import cut, fitting_geometry, up_to_date
+from ._volumes import cut, fitting_geometry, in_memory, up_to_date
 
 
 class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
@@ -69,7 +69,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
             if lazy:
                 return [meta.cut_lazily(i, volume) for i in range(len(rows))]
         if isinstance(volume, torch.Tensor):
-            volume = volume.as_subclass(torch.Tensor)
+            volume = in_memory(volume)
         fill = fill or self._fill or Fill()
         patches = [cut(volume, row, geometry, fill, self.copies) for row in rows]
         if meta is None and kind in ("MetaTensor", "tensor"):

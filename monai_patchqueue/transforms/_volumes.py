@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms.lazy.functional import apply_pending
 from monai.utils import ImageMetaKey, PostFix
 
-from ..io.lazy import LazyVolume
+from ..io.lazy_tensor import LazyTensor
 from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry, as_array, resolve_size
 from ._padding import Fill, read_padded
@@ -119,7 +119,14 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
         )
     if isinstance(guide, StoredVolume):
         return guide  # whose index reads of it what is needed
-    return guide.values() if isinstance(guide, LazyVolume) else as_array(guide)
+    return guide.numbers() if isinstance(guide, LazyTensor) else as_array(guide)
+
+
+def in_memory(volume: torch.Tensor) -> torch.Tensor:
+    """A tensor without its metadata, and without its laziness if its values have been needed already."""
+    if isinstance(volume, LazyTensor):
+        return volume if volume.is_deferred else volume.values()
+    return volume.as_subclass(torch.Tensor)
 
 
 def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, copies: bool = True) -> Any:
@@ -135,13 +142,13 @@ def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, 
     size, shape = geometry.size, geometry.shape
     if all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)):
         patch = _read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True)))
-        return _own(patch) if copies else patch
+        return _own(patch) if copies and not isinstance(volume, LazyTensor) else patch
     return _own(read_padded(lambda index: _read(volume, index), shape, start, size, fill))
 
 
 def _read(volume: Any, index: tuple[slice, ...]) -> Any:
     at = (slice(None), *index)
-    part = volume[at]
+    part = volume.part(at) if isinstance(volume, LazyTensor) else volume[at]
     return part if isinstance(part, torch.Tensor) else np.asarray(part)
 
 

@@ -18,6 +18,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, MetaKeys, PostFix, SpaceKeys, ensure_tuple, get_equivalent_dtype
 
 from ..io.lazy import LazyVolume
+from ..io.lazy_tensor import LazyMetaTensor
 from ..io.nifti import NiftiVoxels, is_nifti
 from ..io.reader import FastNiftiReader, HeaderReader
 from ..io.regions import StoredFile
@@ -51,9 +52,10 @@ class LoadVolume(LoadImage):
         prune_meta_pattern: regular expression of metadata keys to leave out.
         prune_meta_sep: separator of nested keys in that pattern.
         expanduser: expand ``~`` in file names.
-        lazy_read: give a :class:`~monai_patchqueue.LazyVolume` of a NIfTI or .npy file or a Zarr store, for the patch
-            transforms that follow: dtype and scale are applied to patches only, and of a file that is not compressed
-            only patches are read, of a Zarr store their chunks. Needs ``ensure_channel_first=True``.
+        lazy_read: give a :class:`~monai_patchqueue.LazyMetaTensor` of a NIfTI or .npy file or a Zarr store: dtype and
+            scale, and what MONAI's transforms do to each voxel by itself, are applied to the patches that are cut
+            later. Of a file that is not compressed only patches are read, of a Zarr store their chunks. Needs
+            ``ensure_channel_first=True``.
         mmap: map uncompressed files into memory for lazy reading, instead of reading from them. Faster where the files
             are in the system's cache or on a network drive; slower on a cold local disk.
         args: for the readers.
@@ -116,7 +118,7 @@ class LoadVolume(LoadImage):
             reader: MONAI's reader to use, for this call.
 
         Returns:
-            A MetaTensor (a tensor where metadata are not tracked) or a LazyVolume; with ``image_only=False`` a pair of
+            A MetaTensor (a tensor where metadata are not tracked); with ``image_only=False`` a pair of
             that and its metadata.
 
         Raises:
@@ -129,6 +131,8 @@ class LoadVolume(LoadImage):
         if reader is None and len(names) == 1 and isinstance(names[0], (str, os.PathLike)):
             name = str(Path(names[0]).expanduser()) if self.expanduser else os.fspath(names[0])
             volume = self._volume(name)
+            if isinstance(volume, LazyVolume):
+                volume = LazyMetaTensor.of(volume)
             if volume is not None:
                 return volume if self.image_only else (volume, getattr(volume, "meta", {}))
         return super().__call__(filename, reader)
@@ -235,7 +239,7 @@ class LoadVolumed(LoadImaged):
         prune_meta_sep: separator of nested keys in that pattern.
         allow_missing_keys: leave out keys that an item lacks.
         expanduser: expand ``~`` in file names.
-        lazy_read: give volumes of which the patch transforms that follow read and convert patches only.
+        lazy_read: give volumes of which the patches that are cut later are read and converted only.
         mmap: map uncompressed files into memory for that, instead of reading from them.
         args: for the readers.
         kwargs: for the readers, such as ``channel_dim``.
@@ -250,7 +254,7 @@ class LoadVolumed(LoadImaged):
         ...     volume = load({"image": f"{folder}/a.nii"})
         ...     patch, = RandUniformPatchd("image", 4)(volume)
         >>> volume["image"]
-        LazyVolume(shape=(1, 8, 9, 7), dtype=float32)
+        LazyMetaTensor(shape=(1, 8, 9, 7), dtype=torch.float32)
         >>> patch["image"].shape, patch["image"].dtype
         (torch.Size([1, 4, 4, 4]), torch.float32)
     """

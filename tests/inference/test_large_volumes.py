@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import Dataset
-from monai.transforms import Compose, Lambdad
+from monai.transforms import Compose, Lambdad, Orientationd
 
 from monai_patchqueue import GridPatchLoader, GridPatchSamplesd, LoadVolumed, PatchAggregator
 from tests.nifti_files import AFFINE, write_nifti
@@ -41,7 +41,8 @@ def test_neither_volume_nor_outputs_are_held_in_memory(tmp_path: Path) -> None:
     prepare = Compose(
         [
             LoadVolumed("image", ensure_channel_first=True, lazy_read=True),
-            Lambdad("image", lambda image: image.normalized().reoriented("RAS")),
+            Lambdad("image", lambda image: image.normalized()),
+            Orientationd("image", "RAS", labels=None),
         ]
     )
     grid = GridPatchSamplesd("image", (8, 64, 64), overlap=(2, 16, 16))

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
-from monai.transforms import NormalizeIntensity, Orientation
 
-from monai_patchqueue import LazyVolume, LoadVolume
+from monai_patchqueue import LoadVolume
+from monai_patchqueue.io.lazy import LazyVolume
 from monai_patchqueue.io.regions import StoredFile
 from monai_patchqueue.io.scaling import Scaling
 from tests.nifti_files import write_nifti
@@ -141,49 +140,3 @@ def test_a_copy_is_one() -> None:
     assert stored.any()
     loaded[:] = 0
     assert stored.any()
-
-
-def turned_file(folder: Path, name: str = "turned.nii") -> str:
-    """A volume with swapped and flipped axes, as int16 with a scale."""
-    numbers = np.random.default_rng(0).integers(-500, 900, (11, 8, 9)).astype(np.int16)
-    return write_nifti(folder / name, numbers, slope=0.5, inter=20)
-
-
-@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SPL", "ARI"])
-def test_a_reoriented_volume_is_what_orientation_gives(tmp_path: Path, axcodes: str) -> None:
-    volume = LoadVolume(ensure_channel_first=True, lazy_read=True)(turned_file(tmp_path))
-    turned, expected = volume.reoriented(axcodes), Orientation(axcodes, labels=None)(volume.load())
-    assert turned.shape == expected.shape
-    np.testing.assert_array_equal(turned[:], expected.numpy())
-    np.testing.assert_array_equal(turned.load().numpy(), expected.numpy())
-    np.testing.assert_array_equal(turned[:, 2:5, 1:, 3], expected.numpy()[:, 2:5, 1:, 3])
-    np.testing.assert_allclose(turned.affine, expected.affine)
-    np.testing.assert_array_equal(turned.reoriented("LPI").reoriented(axcodes)[:], expected.numpy())
-
-
-def test_channels_stay_where_they_are_in_a_reoriented_volume() -> None:
-    array = np.arange(120).reshape(4, 5, 3, 2)
-    volume = LazyVolume(array, Scaling(), channel_axis=-1).reoriented("SLP")
-    expected = Orientation("SLP", labels=None)(MetaTensor(np.moveaxis(array, -1, 0)))
-    np.testing.assert_array_equal(volume[:], expected.numpy())
-
-
-@pytest.mark.parametrize("together", [2**20, 100])
-def test_a_normalized_volume_is_what_normalize_intensity_gives(
-    tmp_path: Path, together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("monai_patchqueue.io.lazy._TOGETHER", together)
-    for name in ("a.nii", "a.nii.gz"):
-        volume = LoadVolume(ensure_channel_first=True, lazy_read=True)(turned_file(tmp_path, name))
-        expected = NormalizeIntensity()(volume.load())
-        np.testing.assert_allclose(volume.normalized()[:], expected.numpy(), rtol=1e-5, atol=1e-6)
-        assert volume.normalized().dtype == np.float32
-    constant = LazyVolume(np.full((3, 4, 5), 7, np.int16), Scaling()).normalized()
-    assert (constant[:] == 0).all()
-
-
-def test_what_cannot_be_reoriented_or_normalized_says_why() -> None:
-    with pytest.raises(ValueError, match="expected three axes"):
-        LazyVolume(np.zeros((3, 4)), Scaling()).reoriented("RA")
-    with pytest.raises(ValueError, match="a volume of 2 channels: expected one"):
-        LazyVolume(np.zeros((2, 4, 4, 4)), Scaling(), channel_axis=0).normalized()

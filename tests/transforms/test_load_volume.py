@@ -16,7 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImage, LoadImaged
 from monai_patchqueue import (
     FastNiftiReader,
     GridPatchSamplesd,
-    LazyVolume,
+    LazyMetaTensor,
     LoadVolume,
     LoadVolumed,
     PatchQueueLoader,
@@ -146,7 +146,7 @@ def test_lazily_read_volumes_give_the_patches_of_stock_ones(
 ) -> None:
     lazily = LoadVolumed(KEYS, dtype=dtype, ensure_channel_first=True, lazy_read=True, mmap=mmap)
     loaded = lazily(item)
-    assert all(isinstance(loaded[key], LazyVolume) for key in KEYS)
+    assert all(isinstance(loaded[key], LazyMetaTensor) for key in KEYS)
     eager = LoadVolumed(KEYS, dtype=dtype, ensure_channel_first=True)
     stock = Compose([LoadImaged(KEYS, dtype=dtype), EnsureChannelFirstd(KEYS)])(item)
     assert_same_meta(loaded["image"].meta, stock["image"].meta)
@@ -180,7 +180,7 @@ def test_npy_files_are_read_lazily(tmp_path: Path, order: Any, dtype: str) -> No
     for file, kwargs in (("a.npy", {}), ("channels.npy", {"channel_dim": 0})):
         for mmap in (True, False):
             lazily = LoadVolume(ensure_channel_first=True, lazy_read=True, mmap=mmap, **kwargs)(tmp_path / file)
-            assert isinstance(lazily, LazyVolume)
+            assert isinstance(lazily, LazyMetaTensor)
             assert_same_volume(lazily.load(), LoadImage(ensure_channel_first=True, **kwargs)(tmp_path / file))
 
 
