@@ -87,7 +87,7 @@ def assert_same_volume(ours: Any, stock: Any) -> None:
     torch.testing.assert_close(*plain, rtol=0, atol=0, equal_nan=True)
     if isinstance(stock, MetaTensor):
         assert_same_meta(ours.meta, stock.meta)
-        assert ours.applied_operations == stock.applied_operations
+        assert_same_meta(ours.applied_operations, stock.applied_operations)
 
 
 def assert_same_meta(ours: Any, stock: Any) -> None:
@@ -97,6 +97,10 @@ def assert_same_meta(ours: Any, stock: Any) -> None:
         assert list(ours) == list(stock)
         for key in stock:
             assert_same_meta(ours[key], stock[key])
+    elif isinstance(stock, list):
+        assert len(ours) == len(stock)
+        for pair in zip(ours, stock, strict=True):
+            assert_same_meta(*pair)
     elif isinstance(stock, (np.ndarray, torch.Tensor)):
         assert ours.dtype == stock.dtype
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(stock))

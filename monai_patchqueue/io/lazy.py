@@ -71,14 +71,19 @@ class LazyVolume:
         """The dtype of what indexing gives."""
         return self._scaling.result_dtype(self._stored.dtype)
 
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """How far apart, in voxels, neighbours along each axis would lie in a copy in the file's order of axes."""
+    def strides(self, order: str | None = None) -> tuple[int, ...]:
+        """How far apart, in voxels, neighbours along each axis lie in the volume once it is in memory.
+
+        Args:
+            order: of the stored axes there: ``"C"`` or ``"F"``; None: the one that they are stored in.
+        """
         shape, stored = self._stored.shape, self._stored
-        if isinstance(stored, np.ndarray):
+        if isinstance(stored, np.ndarray) and order is None:
             slowest_first = sorted(range(len(shape)), key=lambda axis: (-abs(stored.strides[axis]), axis))
         else:
-            slowest_first = list(range(len(shape)))[:: -1 if getattr(stored, "order", "C") == "F" else 1]
+            slowest_first = list(range(len(shape)))
+            if (order or getattr(stored, "order", "C")) == "F":
+                slowest_first.reverse()
         strides, step = [0] * len(shape), 1
         for axis in reversed(slowest_first):
             strides[axis], step = step, step * int(shape[axis])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data._utils.collate import collate_tensor_fn, default_collate_fn_map
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .deferred import Box, Deferred, Part, Voxelwise
 from .lazy import LazyVolume
@@ -210,10 +210,15 @@ class LazyMetaTensor(LazyTensor, MetaTensor):
     """
 
     @classmethod
-    def of(cls, volume: LazyVolume) -> LazyMetaTensor:
-        """The tensor of a volume."""
+    def of(cls, volume: LazyVolume, order: str | None = None) -> LazyMetaTensor:
+        """The tensor of a volume.
+
+        Args:
+            volume: where its values are read.
+            order: of the stored axes in memory, once the values are there: ``"C"`` or ``"F"``; None: as stored.
+        """
         dtype = torch.from_numpy(np.empty(0, volume.dtype)).dtype
-        like = torch.empty_strided(volume.shape, volume.strides, dtype=dtype, device="meta")
+        like = torch.empty_strided(volume.shape, volume.strides(order), dtype=dtype, device="meta")
         tensor = cls(Part(volume, Box.of(volume.shape)), like)
         MetaTensor.__init__(tensor, like, meta=volume.meta)
         return tensor
@@ -343,7 +348,9 @@ def _steps(tensor: torch.Tensor) -> list[int]:
 def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     """A batch of parts: torch asks the first tensor for its memory, and so for the whole volume."""
     loaded = [tensor.ordinary() if isinstance(tensor, LazyTensor) else tensor for tensor in batch]
-    return collate_tensor_fn(loaded, collate_fn_map=collate_fn_map)
+    known = default_collate_fn_map  # MONAI adds MetaTensor when it first collates
+    collate = known.get(type(loaded[0]), known[torch.Tensor])
+    return collate(loaded, collate_fn_map=collate_fn_map)
 
 
 default_collate_fn_map[LazyTensor] = default_collate_fn_map[LazyMetaTensor] = _collate

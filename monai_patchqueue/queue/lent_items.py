@@ -22,6 +22,8 @@ from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import Transform
 
+from ..io.lazy_tensor import LazyTensor
+
 __all__ = ["lending"]
 
 # Smaller arrays are copied, as all other objects are.
@@ -171,6 +173,8 @@ class _Loan:
         Results of later transforms depend on strides in their last bit. Pages that no patch lies on are never touched,
         so that they take neither time nor memory.
         """
+        if isinstance(tensor, LazyTensor):
+            return tensor  # what is lent lies in memory
         lent = tensor.untyped_storage()
         if lent.data_ptr() not in self._fresh:
             return tensor

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from ..io.lazy_tensor import LazyTensor
 from .meta_rows import MetaRows
 from .slab import KeySpec
 
@@ -61,6 +62,8 @@ class VolumeRecord:
 
 def as_tensor(array: torch.Tensor | np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor over the array's memory, without metadata."""
+    if isinstance(array, LazyTensor):
+        return array.values()  # of the patch; its memory is its volume's
     if isinstance(array, MetaTensor):
         plain: torch.Tensor = array.as_tensor()
         return plain.detach()

@@ -176,7 +176,8 @@ class LoadVolume(LoadImage):
         stored = StoredFile(name, mapped.offset, mapped.shape, mapped.dtype, order, self.mmap)
         target = _WIDER.get(mapped.dtype, mapped.dtype) if self._target is None else self._target
         axis = _channel_axis(meta)
-        return LazyVolume(stored, Scaling(dtype=np.dtype(target)), self._tidy(meta, name, mapped.ndim), axis)
+        volume = LazyVolume(stored, Scaling(dtype=np.dtype(target)), self._tidy(meta, name, mapped.ndim), axis)
+        return LazyMetaTensor.of(volume, order="C")  # which MONAI's readers bring it into
 
     def _zarr(self, name: str) -> Any:
         """The volume in a Zarr store."""
