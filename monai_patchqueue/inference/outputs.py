@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys
 
 from ..io.lazy import LazyVolume
-from ..io.lazy_tensor import LazyMetaTensor
+from ..io.lazy_meta_tensor import LazyMetaTensor
 from ..io.scaling import Scaling
 from ..io.zarr_arrays import ZarrArray, import_zarr
 

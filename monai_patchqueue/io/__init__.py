@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .lazy_tensor import LazyMetaTensor
+from .lazy_meta_tensor import LazyMetaTensor
 from .reader import FastNiftiReader
 
 __all__ = ["FastNiftiReader", "LazyMetaTensor"]

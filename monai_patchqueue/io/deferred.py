@@ -16,7 +16,7 @@ __all__ = ["Box", "Change", "Deferred", "Part", "Voxelwise"]
 
 
 class Axis(NamedTuple):
-    """An axis of an array: ``n`` voxels of a volume, ``step`` apart along its axis ``along``; None repeats one voxel."""
+    """An axis of an array: ``n`` voxels, ``step`` apart along the volume's axis ``along``; None repeats one voxel."""
 
     along: int | None
     step: int
@@ -56,7 +56,7 @@ class Box:
         """As ``torch.permute``."""
         return replace(self, axes=tuple(self.axes[dim] for dim in dims))
 
-    def slice(self, dim: int, start: int, step: int, n: int) -> Box:
+    def walk(self, dim: int, start: int, step: int, n: int) -> Box:
         """``n`` voxels along an axis, from ``start`` on; a step may be negative."""
         along, step_there, _ = self.axes[dim]
         return self._replaced(dim, start, [Axis(along, step_there * step, n)])
@@ -66,13 +66,13 @@ class Box:
         box = self
         for dim, entry in enumerate(index):
             start, stop, _ = entry.indices(self.axes[dim].n)
-            box = box.slice(dim, start, 1, max(0, stop - start))
+            box = box.walk(dim, start, 1, max(0, stop - start))
         return box
 
     def flip(self, dim: int) -> Box:
         """As ``torch.flip`` of one axis."""
         n = self.axes[dim].n
-        return self.slice(dim, max(0, n - 1), -1, n)
+        return self.walk(dim, max(0, n - 1), -1, n)
 
     def select(self, dim: int, index: int) -> Box:
         """As ``torch.select``."""
@@ -98,11 +98,11 @@ class Box:
 
     def arranged(self, read: np.ndarray) -> np.ndarray:
         """The array, as a view of what was read of the volume."""
-        steps: list[Any] = [0] * len(self.first)
+        steps: list[Any] = [*[0] * len(self.first), ...]
         for along, step, _ in self.axes:
             if along is not None:
                 steps[along] = slice(None, None, step)
-        part = read[(*steps, ...)]
+        part: np.ndarray = read[tuple(steps)]
         order = [axis.along for axis in self.axes if axis.along is not None]
         if order != sorted(order):
             part = part.transpose(np.argsort(np.argsort(order)))

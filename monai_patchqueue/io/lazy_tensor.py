@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +12,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from torch.utils._pytree import tree_map_only
-from torch.utils.data._utils.collate import default_collate_fn_map
 
-from .deferred import Box, Deferred, Part, Voxelwise
-from .lazy import LazyVolume
+from .deferred import Deferred, Voxelwise
 from .operators import CASTS, COPIES, SHAPE_ONLY, VIEWS, VOXELWISE, same_bits_everywhere
-from .scaling import pieces
 
-__all__ = ["LazyMetaTensor", "LazyTensor"]
-
-_TOGETHER = 2**20
-"""Voxels that are looked at together where all are."""
+__all__ = ["KINDS", "LazyTensor"]
 
 _POINTERS = frozenset(
     getattr(torch.Tensor, name)
@@ -83,7 +76,8 @@ class LazyTensor(torch.Tensor):
     like: torch.Tensor
 
     def __new__(cls, deferred: Deferred, like: torch.Tensor, memory: Memory | None = None) -> LazyTensor:
-        self: LazyTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        """A tensor without memory, or with that of another one."""
+        self: LazyTensor = torch.Tensor._make_wrapper_subclass(
             cls, like.size(), strides=like.stride(), storage_offset=like.storage_offset(), dtype=like.dtype
         )
         self._memory = Memory(deferred, like) if memory is None else memory
@@ -93,7 +87,7 @@ class LazyTensor(torch.Tensor):
         return self
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+        """Nothing is left to do; MetaTensor would make metadata."""
 
     @property
     def is_deferred(self) -> bool:
@@ -115,15 +109,17 @@ class LazyTensor(torch.Tensor):
 
     def as_subclass(self, cls: type[Any]) -> Any:
         """A view of another class; see ``torch.Tensor.as_subclass``."""
-        if cls is torch.Tensor:
-            return LazyTensor(self.deferred, self.like, self._memory)
-        if cls in (MetaTensor, LazyMetaTensor):
-            return LazyMetaTensor(self.deferred, self.like, self._memory)
-        return self.values(shared=True).as_subclass(cls)
+        kind = KINDS.get(cls)
+        if kind is None:
+            return self.values(shared=True).as_subclass(cls)
+        return kind(self.deferred, self.like, self._memory)
 
     def ordinary(self) -> torch.Tensor:
         """The values, as MetaTensor where this is one; not to be written to."""
-        return self.values()
+        return self._described(self.values())
+
+    def _described(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
     def numbers(self) -> np.ndarray:
         """The values, in a smaller dtype if the file has them in one, in the tensor's order of axes in memory.
@@ -134,12 +130,14 @@ class LazyTensor(torch.Tensor):
         if stored is None:
             values = self.values()
             return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        order = sorted(range(stored.ndim), key=lambda axis: (-self.like.stride(axis), axis))
+        there = self.like.stride()
+        order = sorted(range(stored.ndim), key=lambda axis: (-there[axis], axis))
         laid_out = stored.transpose(order)
         strides = [stride for stride, n in zip(laid_out.strides, laid_out.shape, strict=True) if n > 1]
         if strides != sorted(strides, reverse=True) or any(stride < 0 for stride in strides):
             laid_out = np.ascontiguousarray(laid_out)
-        return laid_out.transpose(np.argsort(order))
+        numbers: np.ndarray = laid_out.transpose(np.argsort(order))
+        return numbers
 
     def part(self, index: tuple[slice, ...]) -> torch.Tensor:
         """Values in memory of their own, which may have another order of axes.
@@ -151,14 +149,14 @@ class LazyTensor(torch.Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
-            known = self.is_deferred
-            copied = type(self)(self.deferred, self.like.clone()) if known else self.ordinary().clone()
-            copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+            values = None if self.is_deferred else self.values().clone()
+            copied = type(self)(self.deferred, self.like.clone()) if values is None else self._described(values)
+            copied.__dict__ = copy.deepcopy(self.__dict__, memo)
             memo[id(self)] = copied
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.ordinary().__reduce_ex__(protocol)
+        return self.ordinary().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{type(self).__name__}(shape={tuple(self.like.shape)}, dtype={self.like.dtype})"
@@ -172,185 +170,122 @@ class LazyTensor(torch.Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _POINTERS:
-            args, kwargs = _with_values(args, kwargs, shared=True)
+            args, kwargs = _with_values((args, kwargs), shared=True)
         if any(issubclass(t, MetaTensor) for t in types):
-            return MetaTensor.__torch_function__.__func__(MetaTensor, func, (MetaTensor,), args, kwargs)  # type: ignore[attr-defined]
+            return MetaTensor.__torch_function__.__func__(MetaTensor, func, (MetaTensor,), args, kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         deferred = _defer(func, args, kwargs)
         return _at_once(func, args, kwargs) if deferred is None else deferred
 
 
-class LazyMetaTensor(LazyTensor, MetaTensor):
-    """A MetaTensor whose voxels are read and computed where something needs them.
-
-    :class:`LoadVolumed` gives it with ``lazy_read=True``. Any transform takes it, and gives what it gives of the loaded
-    volume, to the bit. What permutes or flips axes, crops, casts, or does simple arithmetic with fixed numbers reads
-    nothing: it is done to the patches that are cut later. All else gets the whole volume, which is then kept.
-
-    It stays one where the operators are: adding, subtracting, multiplying, dividing, clamping, comparing, rounding to
-    integers, casting, ``torch.where``; permuting, flipping and rotating by 90 degrees; slicing with or without steps,
-    adding and taking out axes of length 1. It is copied (``copy.deepcopy``, ``clone``) without being read. A pickle has
-    all of its voxels, as that of a MetaTensor.
-
-    Example:
-        >>> import numpy as np
-        >>> from monai.transforms import Flip, ScaleIntensityRange
-        >>> from monai_patchqueue.io.scaling import Scaling
-        >>> volume = LazyMetaTensor.of(LazyVolume(np.arange(6, dtype=np.int16).reshape(2, 3), Scaling()))
-        >>> volume = ScaleIntensityRange(0, 5, 0, 1)(Flip(1)(volume))
-        >>> volume
-        LazyMetaTensor(shape=(1, 2, 3), dtype=torch.float32)
-        >>> volume[:, :1].load()
-        metatensor([[[0.4000, 0.2000, 0.0000]]])
-    """
-
-    @classmethod
-    def of(cls, volume: LazyVolume, order: str | None = None) -> LazyMetaTensor:
-        """The tensor of a volume.
-
-        Args:
-            volume: where its values are read.
-            order: of the stored axes in memory, once the values are there: ``"C"`` or ``"F"``; None: as stored.
-        """
-        dtype = torch.from_numpy(np.empty(0, volume.dtype)).dtype
-        like = torch.empty_strided(volume.shape, volume.strides(order), dtype=dtype, device="meta")
-        tensor = cls(Part(volume, Box.of(volume.shape)), like)
-        MetaTensor.__init__(tensor, like, meta=volume.meta)
-        return tensor
-
-    def load(self) -> MetaTensor:
-        """The values as MetaTensor, in memory of their own; of a part, no more is read than that."""
-        values = self.deferred.compute() if self.is_deferred else self.values().clone()
-        return self._described(values)
-
-    def normalized(self) -> LazyMetaTensor:
-        """The volume with mean 0 and standard deviation 1, in float32, without being held in memory.
-
-        ``NormalizeIntensity`` loads the volume to find them out. Here it is read a few voxels at a time, and the result
-        is computed where it is asked for; it may differ in the last bits.
-
-        Raises:
-            ValueError: a volume of several channels.
-        """
-        if self.shape[0] != 1:
-            raise ValueError(f"a volume of {self.shape[0]} channels: expected one, as channels differ in their mean")
-        axis = max(range(1, self.ndim), key=lambda axis: abs(self.like.stride(axis)))  # what is read together lies so
-        shape = tuple(self.like.shape)
-        count, mean, squares = 0, 0.0, 0.0
-        for rows in pieces(shape[axis], max(1, _TOGETHER * shape[axis] // math.prod(shape))):
-            part = self.as_tensor().narrow(axis, rows.start, rows.stop - rows.start).double()
-            difference, total = part.mean().item() - mean, count + part.numel()
-            squares += ((part - part.mean()) ** 2).sum().item() + difference**2 * count * part.numel() / total
-            mean += difference * part.numel() / total
-            count = total
-        normalized: LazyMetaTensor = (self.float() - mean) / (math.sqrt(squares / count) or 1.0)
-        return normalized
-
-    def ordinary(self) -> MetaTensor:
-        """See :class:`LazyTensor`."""
-        return self._described(self.values())
-
-    def _described(self, values: torch.Tensor) -> MetaTensor:
-        described: MetaTensor = values.as_subclass(MetaTensor)
-        described.__dict__.update(self.__dict__)
-        return described
+KINDS: dict[type, type[LazyTensor]] = {torch.Tensor: LazyTensor, LazyTensor: LazyTensor}
+"""The lazy version of each class of tensors that has one."""
 
 
 def _defer(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any | None:
     """What an operator gives, without any value computed; None if it does not commute with cutting."""
-    tensor = args[0] if args and isinstance(args[0], LazyTensor) else None
     if func in VOXELWISE:
         return _defer_voxelwise(func, args, kwargs)
-    if tensor is None or not tensor.is_deferred:
+    tensor = args[0] if args else None
+    if not isinstance(tensor, LazyTensor) or not tensor.is_deferred:
         return None
-    deferred = tensor.deferred
-    if func in VIEWS or func in COPIES:
-        memory = tensor._memory if func in VIEWS else None
-        changes = (VIEWS if func in VIEWS else COPIES)[func](
-            deferred.shape, *args[1:], **{k: v for k, v in kwargs.items() if k != "memory_format"}
-        )
-        if changes is None:
-            return None
-        likes = func(tensor.like, *args[1:], **kwargs)
-        kind = type(tensor)
-        if isinstance(changes, list):
-            return [kind(deferred.seen(c), like, memory) for c, like in zip(changes, likes, strict=True)]
-        return kind(deferred.seen(changes), likes, memory)
-    if func in CASTS and torch.device(kwargs.get("device") or "cpu").type == "cpu":
-        options = {k: v for k, v in kwargs.items() if k in ("dtype", "memory_format")}
-        dtype = kwargs.get("dtype") or tensor.dtype
-        if kwargs.get("layout") not in (None, torch.strided) or kwargs.get("pin_memory") or dtype.is_complex:
-            return None
-        like = func(tensor.like, **options)
-        cast = Voxelwise(torch.Tensor.to, (deferred, dtype), cast=dtype)
-        return type(tensor)(cast, like)
-    return None
+    if func in CASTS:
+        return _defer_cast(tensor, func, **kwargs)
+    if func not in VIEWS and func not in COPIES:
+        return None
+    memory, meanings = (tensor._memory, VIEWS) if func in VIEWS else (None, COPIES)
+    options = {name: option for name, option in kwargs.items() if name != "memory_format"}
+    changes = meanings[func](tuple(tensor.like.shape), *args[1:], **options)
+    if changes is None:
+        return None
+    likes = func(tensor.like, *args[1:], **kwargs)
+    if not isinstance(changes, list):
+        return type(tensor)(tensor.deferred.seen(changes), likes, memory)
+    pairs = zip(changes, likes, strict=True)
+    return [type(tensor)(tensor.deferred.seen(change), like, memory) for change, like in pairs]
 
 
-def _defer_voxelwise(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any | None:
-    lazy = [arg for arg in args if isinstance(arg, LazyTensor)]
-    others = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor) and not isinstance(arg, LazyTensor)]
-    if not all(t.is_deferred for t in lazy) or any(t.ndim or t.device.type != "cpu" for t in others):
+def _defer_cast(
+    tensor: LazyTensor,
+    func: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | str | None = None,
+    pin_memory: bool | None = None,
+    non_blocking: bool = False,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> LazyTensor | None:
+    dtype = tensor.like.dtype if dtype is None else dtype
+    elsewhere = torch.device(device or "cpu").type != "cpu" or layout not in (None, torch.strided) or pin_memory
+    if elsewhere or dtype.is_complex:
         return None
-    if len({t.like.shape for t in lazy}) != 1 or any(isinstance(v, LazyTensor) for v in kwargs.values()):
+    like = func(tensor.like, dtype=dtype, memory_format=memory_format)
+    return type(tensor)(Voxelwise(torch.Tensor.to, (tensor.deferred, dtype), cast=dtype), like)
+
+
+def _defer_voxelwise(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> LazyTensor | None:
+    tensors = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.Tensor)]
+    lazy = [tensor for tensor in args if isinstance(tensor, LazyTensor)]
+    if not all(tensor.is_deferred if isinstance(tensor, LazyTensor) else _is_number(tensor) for tensor in tensors):
+        return None
+    if len({tensor.like.shape for tensor in lazy}) != 1:
         return None
     constants = [
-        a.detach().as_subclass(torch.Tensor).clone()
-        if isinstance(a, torch.Tensor) and not isinstance(a, LazyTensor)
-        else a
-        for a in args
+        _kept(arg) if isinstance(arg, torch.Tensor) and not isinstance(arg, LazyTensor) else arg for arg in args
     ]
-    dtype = func(*[torch.ones(1, dtype=a.like.dtype) if isinstance(a, LazyTensor) else a for a in constants], **kwargs).dtype
-    if not same_bits_everywhere([dtype, *(t.dtype for t in (*lazy, *others))], kwargs):
+    single = [torch.ones(1, dtype=arg.like.dtype) if isinstance(arg, LazyTensor) else arg for arg in constants]
+    dtype = func(*single, **kwargs).dtype
+    if not same_bits_everywhere([dtype, *(tensor.dtype for tensor in tensors)], kwargs):
         return None
     like = torch.empty_like(lazy[0].like, dtype=dtype)  # by the operator itself torch would import its compiler
-    kind = LazyMetaTensor if any(isinstance(t, MetaTensor) for t in (*lazy, *others)) else LazyTensor
-    deferred = [a.deferred if isinstance(a, LazyTensor) else a for a in constants]
-    return kind(Voxelwise(func, tuple(deferred), kwargs), like)
+    kind = KINDS[MetaTensor if any(isinstance(tensor, MetaTensor) for tensor in tensors) else torch.Tensor]
+    deferred = tuple(arg.deferred if isinstance(arg, LazyTensor) else arg for arg in constants)
+    return kind(Voxelwise(func, deferred, kwargs), like)
+
+
+def _is_number(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 0 and tensor.device.type == "cpu"
+
+
+def _kept(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that nobody else can write to."""
+    return tensor.detach().as_subclass(torch.Tensor).clone()
 
 
 def _at_once(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """What an operator gives of the values."""
     if func in SHAPE_ONLY:
-        stand_in = torch.empty_strided(args[0].like.size(), args[0].like.stride(), dtype=args[0].like.dtype)
-        return func(stand_in, *args[1:], **kwargs)
-    shares = any(argument.alias_info is not None for argument in func._schema.arguments)
-    writes = func._schema.is_mutable
-    real_args, real_kwargs = _with_values(args, kwargs, shares)
+        like = args[0].like
+        return func(torch.empty_strided(like.size(), like.stride(), dtype=like.dtype), *args[1:], **kwargs)
+    parameters = func._schema.arguments
+    shared = {parameter.name for parameter in parameters if parameter.alias_info is not None}
+    names = [parameter.name for parameter in parameters][: len(args)]
+    given = {**dict(zip(names, args, strict=True)), **kwargs}
+    real = {name: _with_values(value, name in shared) for name, value in given.items()}
     with torch._C.DisableTorchFunctionSubclass():
-        result = func(*real_args, **real_kwargs)
-    if not writes:
+        result = func(*[real[name] for name in names], **{name: real[name] for name in kwargs})
+    if not func._schema.is_mutable:
         return result
-    lazy = [a for a in (*args, *kwargs.values()) if isinstance(a, LazyTensor)]
-    real = [r for a, r in zip((*args, *kwargs.values()), (*real_args, *real_kwargs.values())) if isinstance(a, LazyTensor)]
-    for a, r in zip(lazy, real, strict=True):
-        if (r.shape, r.stride()) != (a.like.shape, a.like.stride()):
+    written = [(given[name], real[name]) for name in shared if isinstance(given.get(name), LazyTensor)]
+    for lazy, filled in written:
+        if (filled.shape, filled.stride()) != (lazy.like.shape, lazy.like.stride()):
             raise RuntimeError(f"{func} would change the shape of a tensor in place; take a copy by load() before")
-    given_back = {id(r): a for a, r in zip(lazy, real, strict=True)}
-    return tree_map_only(torch.Tensor, lambda t: given_back.get(id(t), t), result)
+    given_back = {id(filled): lazy for lazy, filled in written}
+    return tree_map_only(torch.Tensor, lambda tensor: given_back.get(id(tensor), tensor), result)
 
 
-def _with_values(args: Any, kwargs: Any, shared: bool) -> tuple[Any, Any]:
-    real: tuple[Any, Any] = tree_map_only(LazyTensor, lambda tensor: tensor.values(shared), (args, kwargs))
-    return real
+def _with_values(value: Any, shared: bool) -> Any:
+    return tree_map_only(LazyTensor, lambda tensor: tensor.values(shared), value)
 
 
 def _steps(tensor: torch.Tensor) -> list[int]:
     """Strides of the axes along which there are any."""
     return [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
-
-
-def _collate(batch: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
-    """A batch of parts: torch asks the first tensor for its memory, and so for the whole volume."""
-    loaded = [tensor.ordinary() if isinstance(tensor, LazyTensor) else tensor for tensor in batch]
-    known = default_collate_fn_map  # MONAI adds MetaTensor when it first collates
-    collate = known.get(type(loaded[0]), known[torch.Tensor])
-    return collate(loaded, collate_fn_map=collate_fn_map)
-
-
-default_collate_fn_map[LazyTensor] = default_collate_fn_map[LazyMetaTensor] = _collate

@@ -35,7 +35,7 @@ def _slice(
     shape: Sequence[int], dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Change:
     there = range(*slice(start, end, step).indices(shape[dim]))
-    return lambda box: box.slice(dim % len(shape), there.start if there else 0, step, len(there))
+    return lambda box: box.walk(dim % len(shape), there.start if there else 0, step, len(there))
 
 
 def _select(shape: Sequence[int], dim: int, index: int) -> Change:
@@ -149,8 +149,8 @@ VOXELWISE = frozenset(
 )
 """What does something to each voxel by itself, and gives the number next to the true result.
 
-Others, such as ``exp``, may differ in the last bit between a patch and the same voxels of a volume: their fast code goes
-by several voxels at a time, and another one does what is left.
+Others, such as ``exp``, may differ in the last bit between a patch and the same voxels of a volume: their fast code
+takes several voxels at a time, and another one does what is left.
 """
 
 SHAPE_ONLY = frozenset(

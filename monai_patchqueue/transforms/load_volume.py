@@ -18,7 +18,7 @@ from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, MetaKeys, PostFix, SpaceKeys, ensure_tuple, get_equivalent_dtype
 
 from ..io.lazy import LazyVolume
-from ..io.lazy_tensor import LazyMetaTensor
+from ..io.lazy_meta_tensor import LazyMetaTensor
 from ..io.nifti import NiftiVoxels, is_nifti
 from ..io.reader import FastNiftiReader, HeaderReader
 from ..io.regions import StoredFile

@@ -244,7 +244,9 @@ def test_numbers_are_the_files_where_it_has_them() -> None:
         numbers, expected = change(lazy).numbers(), change(lazy.load())
         assert numbers.dtype == np.uint8
         np.testing.assert_array_equal(numbers, expected)
-        strides = [[s for s, n in zip(of, expected.shape, strict=True) if n > 1] for of in (numbers.strides, expected.stride())]
+        strides = [
+            [s for s, n in zip(of, expected.shape, strict=True) if n > 1] for of in (numbers.strides, expected.stride())
+        ]
         assert np.argsort(strides[0]).tolist() == np.argsort(strides[1]).tolist()
     for change in (lambda x: x * 2, lambda x: x.to(torch.bfloat16), lambda x: x.half().to(torch.uint8) + 0):
         np.testing.assert_array_equal(change(lazy).numbers(), change(lazy.load()).float())
@@ -252,7 +254,7 @@ def test_numbers_are_the_files_where_it_has_them() -> None:
 
 @pytest.mark.parametrize("together", [2**20, 50])
 def test_a_normalized_volume_is_what_normalize_intensity_gives(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monai_patchqueue.io.lazy_tensor._TOGETHER", together)
+    monkeypatch.setattr("monai_patchqueue.io.lazy_meta_tensor._TOGETHER", together)
     lazy, eager, stored = pair()
     normalized = lazy.normalized()
     assert isinstance(normalized, LazyMetaTensor)
@@ -265,29 +267,32 @@ def test_a_normalized_volume_is_what_normalize_intensity_gives(together: int, mo
         LazyMetaTensor.of(LazyVolume(np.zeros((2, 4, 4, 4)), Scaling(), channel_axis=0)).normalized()
 
 
+def _drawn_change(data: st.DataObject, ndim: int) -> Callable[[Any], Any]:
+    dims, dim = data.draw(st.permutations(range(ndim))), data.draw(st.integers(0, ndim - 1))
+    step, turns = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 3))
+    changes: list[Callable[[Any], Any]] = [
+        lambda x: x.permute(dims),
+        lambda x: x.flip(dim),
+        lambda x: x.narrow(dim, x.shape[dim] // 3, (x.shape[dim] + 1) // 2),
+        lambda x: x[..., ::step],
+        lambda x: x.rot90(turns, (-1, -2)),
+        lambda x: x.unsqueeze(1) if x.ndim < 6 else x.squeeze(),
+        lambda x: x.squeeze(1).expand(2, *x.squeeze(1).shape) if x.ndim < 6 else x,
+        lambda x: x[1:] if len(x) > 1 else x,
+        lambda x: (x - 3) * 0.7,
+        lambda x: torch.where(x > 3, x, torch.tensor(1.0, dtype=x.dtype)),
+        lambda x: x.to(torch.int16),
+    ]
+    return data.draw(st.sampled_from(changes))
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_chain_of_changes_gives_any_part_of_the_whole(data: st.DataObject) -> None:
     lazy, eager, _ = pair(shape=(4, 5, 6))
     for _ in range(data.draw(st.integers(1, 5))):
         ndim = eager.ndim
-        change = data.draw(
-            st.sampled_from(
-                [
-                    lambda x, d=data.draw(st.permutations(range(ndim))): x.permute(d),
-                    lambda x, d=data.draw(st.integers(0, ndim - 1)): x.flip(d),
-                    lambda x, d=data.draw(st.integers(0, ndim - 1)): x.narrow(d, x.shape[d] // 3, (x.shape[d] + 1) // 2),
-                    lambda x, s=data.draw(st.integers(1, 3)): x[..., ::s],
-                    lambda x, k=data.draw(st.integers(0, 3)): x.rot90(k, (-1, -2)),
-                    lambda x: x.unsqueeze(1) if x.ndim < 6 else x.squeeze(),
-                    lambda x: x.squeeze(1).expand(2, *x.squeeze(1).shape) if x.ndim < 6 else x,
-                    lambda x: x[1:] if len(x) > 1 else x,
-                    lambda x: (x - 3) * 0.7,
-                    lambda x: torch.where(x > 3, x, torch.tensor(1.0, dtype=x.dtype)),
-                    lambda x: x.to(torch.int16),
-                ]
-            )
-        )
+        change = _drawn_change(data, ndim)
         if ndim < 2:
             break
         lazy, eager = change(lazy), change(eager)
@@ -310,7 +315,7 @@ def bits(values: torch.Tensor) -> bytes:
 
 
 def awkward(dtype: torch.dtype) -> torch.Tensor:
-    """1003 numbers of all sizes, zeros of both signs, infinities and NaN; that is no multiple of what is done at once."""
+    """1003 numbers (no multiple of what is done at once) of all sizes, zeros of both signs, infinities and NaN."""
     rng = np.random.default_rng(0)
     if not dtype.is_floating_point:
         return torch.from_numpy(rng.integers(0, 120, 1003)).to(dtype)
@@ -341,7 +346,9 @@ def test_voxelwise_operators_give_the_same_bits_wherever_a_voxel_lies(dtype: tor
             continue  # not for this dtype
         tried += 1
         for index in INDICES:
-            part = function(*[v[index].clone() for v in (*first, values)], *arguments_for(function, dtype)[len(first) :])
+            part = function(
+                *[v[index].clone() for v in (*first, values)], *arguments_for(function, dtype)[len(first) :]
+            )
             assert bits(part) == bits(whole[index]), function
     assert tried > 25
 

@@ -20,7 +20,6 @@ from monai.transforms import Compose, LoadImaged, ScaleIntensityd
 
 from monai_patchqueue import (
     ChunkedDataset,
-    LazyVolume,
     LoadVolume,
     LoadVolumed,
     PatchQueueLoader,
@@ -29,6 +28,7 @@ from monai_patchqueue import (
 )
 from monai_patchqueue.data.folder import as_dataset
 from monai_patchqueue.data.shapes import spatial_shape
+from monai_patchqueue.io.lazy import LazyVolume
 from monai_patchqueue.io.scaling import Scaling
 from monai_patchqueue.io.zarr_arrays import open_zarr
 from tests.nifti_files import voxels

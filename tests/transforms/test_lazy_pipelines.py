@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     label = blobs(*SHAPE)[0]
     labels = write_nifti(folder / "label.nii", label, affine=OBLIQUE)
     files = {
-        "int16, scaled, oblique": write_nifti(folder / "a.nii", voxels(SHAPE, "i2"), slope=0.3, inter=-7, affine=OBLIQUE),
+        "int16, scaled, oblique": write_nifti(
+            folder / "a.nii", voxels(SHAPE, "i2"), slope=0.3, inter=-7, affine=OBLIQUE
+        ),
         "float32": write_nifti(folder / "b.nii", voxels(SHAPE, "f4"), affine=OBLIQUE),
         "uint8, big-endian header, compressed": write_nifti(
             folder / "c.nii.gz", voxels(SHAPE, "u1"), endian=">", affine=OBLIQUE
@@ -154,7 +155,9 @@ def load(lazy_read: bool, dtype: Any = np.float32, mmap: bool = True) -> LoadVol
 CROP = RandLabelPatchd(KEYS, "label", (8, 7, 6), 3, "balanced")
 
 
-def patches_of(item: dict[str, str], steps: list[Any], lazy_read: bool, dtype: Any = np.float32) -> list[dict[str, Any]]:
+def patches_of(
+    item: dict[str, str], steps: list[Any], lazy_read: bool, dtype: Any = np.float32
+) -> list[dict[str, Any]]:
     """The patches of an item; traces name the same transforms each time."""
     patches: list[dict[str, Any]] = Compose([load(lazy_read, dtype), *steps]).set_random_state(4)(item)
     return patches
@@ -207,7 +210,7 @@ PIPELINE = [
 
 
 @pytest.fixture
-def voxels_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+def voxels_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many voxels were read of each file."""
     count: dict[str, int] = {}
     original = StoredFile.__getitem__
@@ -218,7 +221,7 @@ def voxels_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
         return part
 
     monkeypatch.setattr(StoredFile, "__getitem__", counting)
-    yield count
+    return count
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -255,9 +258,7 @@ def test_monais_crops_read_their_patches_only(files: dict[str, dict[str, str]], 
     item = files["int16, scaled, oblique"]
     noise = RandGaussianNoised("image", prob=1)
     for crop in (RandSpatialCropd(KEYS, (8, 7, 6), random_size=False), RandWeightedCropd(KEYS, "label", (8, 7, 6), 1)):
-        ours, expected = (
-            patches_of(item, [*PIPELINE, crop, noise], lazy_read) for lazy_read in (True, False)
-        )
+        ours, expected = (patches_of(item, [*PIPELINE, crop, noise], lazy_read) for lazy_read in (True, False))
         for patch, other in zip(*(p if isinstance(p, list) else [p] for p in (ours, expected)), strict=True):
             for key in KEYS:
                 values = patch[key].load() if isinstance(patch[key], LazyMetaTensor) else patch[key]
@@ -322,7 +323,13 @@ def test_the_queue_reads_patches_of_monais_crops(
 def test_monais_loader_collates_it(files: dict[str, dict[str, str]], workers: int) -> None:
     volumes = [files["int16, scaled, oblique"], files["float32"]]
     batches = [
-        next(iter(DataLoader(Dataset(volumes, Compose([load(lazy_read), *PIPELINE[:1]])), batch_size=2, num_workers=workers)))
+        next(
+            iter(
+                DataLoader(
+                    Dataset(volumes, Compose([load(lazy_read), *PIPELINE[:1]])), batch_size=2, num_workers=workers
+                )
+            )
+        )
         for lazy_read in (True, False)
     ]
     for key in KEYS:
