@@ -43,7 +43,7 @@ class Case:
     volumes: int = 12
     patch_size: int = 64
     workers: int = 2
-    rounds: int = 3
+    rounds: int = 2
     seconds: float = 3.0
     paced_seconds: float = 0.0
 
@@ -76,17 +76,19 @@ CASES = {
             "gz",
             ".nii.gz, 192×192×160, 64³, 2 workers",
             (*FROM_FILES, "patchqueue-whole", "patchqueue", "patchqueue-monai-crop", "monai-thread", "limit-decode"),
+            rounds=3,
             paced_seconds=10.0,
         ),
-        Case("gz-1", ".nii.gz, 192×192×160, 64³, 1 worker", FROM_FILES, workers=1, rounds=2),
-        Case("gz-0", ".nii.gz, 192×192×160, 64³, no workers", FROM_FILES, workers=0, rounds=2),
-        Case("gz-96", ".nii.gz, 192×192×160, 96³, 2 workers", (*FROM_FILES, "limit-decode"), patch_size=96, rounds=2),
+        Case("gz-1", ".nii.gz, 192×192×160, 64³, 1 worker", FROM_FILES, workers=1, rounds=1),
+        Case("gz-0", ".nii.gz, 192×192×160, 64³, no workers", FROM_FILES, workers=0, rounds=1),
+        Case("gz-96", ".nii.gz, 192×192×160, 96³, 2 workers", (*FROM_FILES, "limit-decode"), patch_size=96, rounds=1),
         Case("gz-large", ".nii.gz, 512×512×300, 64³, 2 workers", (*FROM_FILES, "limit-decode"), LARGE, volumes=4),
         Case(
             "prepared",
             "uncompressed or stored, 192×192×160, 64³, 2 workers",
             (*PREPARED, "patchqueue-store-normalized", "nnunet-normalized", "monai-persistent", "limit-memmap"),
             suffix=".nii",
+            rounds=3,
         ),
         Case(
             "prepared-96",
@@ -94,7 +96,7 @@ CASES = {
             (*PREPARED, "limit-memmap"),
             suffix=".nii",
             patch_size=96,
-            rounds=2,
+            rounds=1,
         ),
         Case(
             "prepared-large",

@@ -71,6 +71,7 @@ def _decode(setup: Setup, sizes: Mapping[str, int], orders: Any, done: Any) -> N
 @contestant("limit-load", "limit: LoadImaged alone, one core", layout=None)
 def load_only(setup: Setup) -> Batches:
     """No crops, no workers: the first corner of each loaded volume, seen `samples_per_volume` times."""
+    torch.set_num_threads(1)
     corner = (slice(None), *[slice(setup.patch_size)] * 3)
     volumes = dataset(setup, stock_loading())
 
@@ -101,6 +102,7 @@ def copy_only(setup: Setup) -> Batches:
 @contestant("limit-ram", "limit: gathering and reading patches in RAM, one core", layout=None)
 def gather_only(setup: Setup) -> Batches:
     """Batches gathered from as many patches as an epoch has, all in memory and in random order."""
+    torch.set_num_threads(1)
     count, size = setup.patches_per_epoch, setup.patch_size
     patches = {key: torch.rand(count, 1, size, size, size) for key in KEYS}
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--folder", type=Path, required=True, help="volumes, stores and finished runs are kept here")
     add("--only", nargs="+", choices=[*CASES, SAMPLING], metavar="CASE", help=f"of {', '.join([*CASES, SAMPLING])}")
-    add("--rounds", type=int, help="at most so many fresh processes of each contestant")
+    add("--rounds", type=int, help="fresh processes of each contestant (default: 1 to 3, by case)")
     add("--budget-minutes", type=float, default=float("inf"), help="start no run after that time")
     add("--max-others", type=float, metavar="CORES", help="repeat a run while other processes used more than this")
     add("--prepare", action="store_true", help="write volumes and stores and check what is delivered; time nothing")
@@ -82,9 +83,9 @@ def _time(arguments: argparse.Namespace, kept: Mapping[str, KeptRuns], until: fl
     """Time what was checked; gives what failed. The first round of every case comes before the second of any."""
     todo = [
         (CASES[name], contestant, round_)
-        for round_ in range(max((CASES[name].rounds for name in kept), default=0))
+        for round_ in range(arguments.rounds or max((CASES[name].rounds for name in kept), default=0))
         for name, of_case in kept.items()
-        if round_ < min(CASES[name].rounds, arguments.rounds or CASES[name].rounds)
+        if round_ < (arguments.rounds or CASES[name].rounds)
         for contestant in _contestants(CASES[name])
         if contestant.name in of_case.checks and not of_case.has(contestant.name, round_)
     ]
@@ -96,6 +97,8 @@ def _time(arguments: argparse.Namespace, kept: Mapping[str, KeptRuns], until: fl
         progress.set_postfix_str(f"{case.name} {contestant.name}")
         try:
             setup = case.setup(arguments.folder / "volumes")
+            if contestant.is_limit:
+                setup = replace(setup, paced=False)
             run = time_one(contestant, setup, arguments.max_others, attempts=3, timeout=TIMEOUT)
         except ContestantFailed as failure:
             yield f"{case.name}: {failure}"

@@ -119,4 +119,4 @@ def _title_of(name: str) -> str:
 
 
 def _is_limit(name: str) -> bool:
-    return name.startswith("limit")
+    return name.startswith("limit")  # of loaders and of sampling

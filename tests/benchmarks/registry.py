@@ -45,6 +45,10 @@ class Contestant:
     prepare: Callable[[Setup], Any] | None = None
 
     @property
+    def is_limit(self) -> bool:
+        return self.name.startswith("limit")
+
+    @property
     def missing(self) -> bool:
         return find_spec(self.requires) is None
 

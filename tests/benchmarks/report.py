@@ -32,9 +32,9 @@ PACKAGES = (
 
 def table(runs: Mapping[str, Sequence[Run]], checks: Mapping[str, Run], baseline: str) -> str:
     """One row per contestant. Ratios are taken within a round, then their median: rounds may differ, contestants in a
-    round hardly do. Columns of the consumer that sleeps are left out where there was none.
+    round hardly do. Figures of the consumer that sleeps are left out where there was none.
     """
-    paced = all("paced" in run for of_contestant in runs.values() for run in of_contestant)
+    paced = any("paced" in run for of_contestant in runs.values() for run in of_contestant)
     head = ["", "patches/s (min to max)", f"{CONTESTANTS[baseline].title} is", "CPU ms a patch"]
     head += ["stalled (min to max)", "wait p50 / p99 / max ms"] if paced else []
     head += ["first batch s", "peak PSS MiB", "volumes a step", "exact epochs"]
@@ -46,7 +46,7 @@ def table(runs: Mapping[str, Sequence[Run]], checks: Mapping[str, Run], baseline
             _spread([run["patches_per_s"] for run in free], "{:.0f}".format),
             f"{median(ratios(runs[baseline], of_contestant)):.2f} x",
             f"{median(run['cpu_ms_per_patch'] for run in free):.1f}",
-            *(_paced_cells([run["paced"] for run in of_contestant]) if paced else ()),
+            *(_paced_cells([run["paced"] for run in of_contestant if "paced" in run]) if paced else ()),
             f"{median(run['first_batch_s'] for run in of_contestant):.2f}",
             f"{median(run['peak_pss_mib'] for run in of_contestant):.0f}",
         ]
@@ -76,6 +76,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _paced_cells(paced: Sequence[Run]) -> tuple[str, str]:
+    if not paced:
+        return "", ""
     waits = [f"{median(run[f'wait_{which}_ms'] for run in paced):.0f}" for which in ("p50", "p99", "max")]
     return _spread([run["stalled"] for run in paced], "{:.1%}".format), " / ".join(waits)
 

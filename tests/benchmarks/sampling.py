@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", type=int, nargs=3, action="append", metavar="N", help="may be repeated (default: both sizes)")
     add("--patch-size", type=int, nargs="+", default=[64, 96])
     add("--kind", nargs="+", choices=[*MAPS], default=[*MAPS])
-    add("--rounds", type=int, default=7, help="each way once a round, in turn")
+    add("--rounds", type=int, default=5, help="each way once a round, in turn")
     add("--json", type=Path, help="write all times here; what is there is not timed again")
 
 
