@@ -107,7 +107,7 @@ def test_every_case_and_bar_is_of_contestants_and_has_its_place_on_the_page() ->
     assert all({bar["ours"], *bar.get("others", ())} <= set(CASES[bar["case"]].contestants) for bar in named)
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     plots = [f"plot-{name}" for name in performance_page.PLOTS]
-    regions = ["machine", "bars", "sampling-label", "sampling-weighted", *plots, *CASES]
+    regions = ["machine", "bars", "spent", "sampling-label", "sampling-weighted", *plots, *CASES]
     assert performance_page.fill(page, dict.fromkeys(regions, "filled")).count("\nfilled\n") == len(regions)
     with pytest.raises(ValueError, match="no region 'nobody'"):
         performance_page.fill(page, {"nobody": ""})

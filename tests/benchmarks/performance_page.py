@@ -16,6 +16,7 @@ from .kept_runs import KeptRuns
 from .performance_plots import plots
 from .report import others_note, table
 from .sampling import table as sampling_table
+from .spent import spent_table
 
 PAGE = "performance.md"
 PLOTS = {
@@ -34,6 +35,8 @@ def write_page(docs: Path, kept: Mapping[str, KeptRuns], sampling_file: Path) ->
     runs = {name: of_case.runs() for name, of_case in kept.items() if of_case.runs()}
     results = Results(runs, sampling["results"])
     regions = {"bars": bars_table(results)}
+    if spent := spent_table(results):
+        regions["spent"] = spent
     environments = [of_case.content["environment"] for of_case in kept.values() if of_case.content]
     if environments:
         regions["machine"] = machine(environments[-1])
