@@ -88,7 +88,7 @@ def memmap_only(setup: Setup) -> Batches:
     """Patches at random places, in the file's dtype and order of axes, into a batch that is used again."""
     import nibabel as nib
 
-    volumes = [[nib.load(item[key]).dataobj.get_unscaled().T for key in KEYS] for item in setup.items]
+    volumes = [[np.asarray(nib.load(item[key]).dataobj.get_unscaled()).T for key in KEYS] for item in setup.items]
     return _copies(setup, volumes)
 
 

@@ -42,13 +42,13 @@ def plots(results: Results) -> dict[str, bytes]:
 def _throughput(cases: Mapping[str, Runs], theme: Theme) -> Figure:
     from matplotlib.figure import Figure
 
-    heights = [BAR * sum(not _is_limit(name) for name in runs) + 0.55 for runs in cases.values()]
+    heights = [BAR * len(runs) + 0.55 for runs in cases.values()]
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
     panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (case, runs) in zip(panels, cases.items(), strict=True):
         _bars(axes, _medians(runs, "free.patches_per_s"), _title_of, theme, "{:.0f}")
         axes.set_title(CASES[case].title, loc="left")
-    panels[-1].set_xlabel("patches per second; dashed: limits")
+    panels[-1].set_xlabel("patches per second")
     return figure
 
 
@@ -77,7 +77,7 @@ def _sampling(results: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     shown = [result for result in results if result["scene"]["patch_size"] == smallest]
     kinds = sorted({result["scene"]["kind"] for result in shown})
     shapes = sorted({tuple(result["scene"]["shape"]) for result in shown})
-    figure = Figure(figsize=(WIDTH, 2.9 * len(kinds)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2 * len(kinds)), layout="constrained")
     panels = figure.subplots(len(kinds), len(shapes), squeeze=False, sharey="row")
     for result in shown:
         scene = result["scene"]
@@ -85,29 +85,28 @@ def _sampling(results: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
         times = {name: median(of_way) for name, of_way in result["ms"].items()}
         _bars(axes, times, lambda name, result=result: result["titles"][name], theme, "{:.1f}")
         axes.set_xscale("log")
-        axes.set_title(f"by {scene['kind']}, {'×'.join(map(str, scene['shape']))}", loc="left")
+        axes.set_xlim(left=0.5)
+        axes.set_title(f"{scene['kind']}, {'×'.join(map(str, scene['shape']))}", loc="left")
         axes.set_xlabel(f"ms for {scene['num_samples']} patches of {scene['patch_size']}³")
     return figure
 
 
 def _bars(axes: Axes, values: Named, title_of: Callable[[str], str], theme: Theme, text: str) -> None:
-    """A bar for each contestant, ours coloured, and a line for each limit."""
-    bars = {name: value for name, value in values.items() if not _is_limit(name)}
-    colors = [theme.main if name.startswith(("patchqueue", "ours")) else theme.muted for name in bars]
-    drawn = axes.barh(range(len(bars)), [*bars.values()], color=colors, height=0.72)
-    axes.bar_label(drawn, [text.format(value) for value in bars.values()], padding=3, fontsize=7.5)
-    axes.set_yticks(range(len(bars)), [title_of(name) for name in bars], fontsize=7.5)
-    axes.set_ylim(len(bars) - 0.5, -0.5)
+    """A bar for each contestant, ours coloured and first; below them each limit, as a line through the panel."""
+    rows = sorted(values, key=lambda name: (_is_limit(name), not _is_ours(name)))
+    bars = [name for name in rows if not _is_limit(name)]
+    colors = [theme.main if _is_ours(name) else theme.muted for name in bars]
+    drawn = axes.barh(range(len(bars)), [values[name] for name in bars], color=colors, height=0.72)
+    axes.bar_label(drawn, [text.format(values[name]) for name in bars], padding=3, fontsize=7.5)
+    for row, name in enumerate(rows[len(bars) :], start=len(bars)):
+        axes.axvline(values[name], color=theme.waiting, linewidth=1, linestyle="--", zorder=0)
+        axes.plot(values[name], row, marker="D", markersize=4, color=theme.waiting)
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
+        axes.annotate(text.format(values[name]), (values[name], row), color=theme.waiting, **place)
+    axes.set_yticks(range(len(rows)), [title_of(name) for name in rows], fontsize=7.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.margins(x=0.12)
     plain_axes(axes, "x")
-    for name in values:
-        if _is_limit(name):
-            axes.axvline(values[name], color=theme.waiting, linewidth=1.2, linestyle="--", zorder=3)
-            label = title_of(name).removeprefix("limit: ").split(" (")[0].split(",")[0]
-            axes.annotate(
-                label, (values[name], 1), (-3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                color=theme.waiting, fontsize=6.5, ha="right", va="top", rotation=90,
-            )  # fmt: skip
 
 
 def _medians(runs: Runs, figure_name: str) -> dict[str, float]:
@@ -115,7 +114,11 @@ def _medians(runs: Runs, figure_name: str) -> dict[str, float]:
 
 
 def _title_of(name: str) -> str:
-    return CONTESTANTS[name].title.replace("PatchQueueLoader", "PatchQueue").replace(" (all in RAM)", "")
+    return CONTESTANTS[name].title.replace(" (all in RAM)", "").replace(" into memory at hand", "")
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("patchqueue", "ours"))
 
 
 def _is_limit(name: str) -> bool:
