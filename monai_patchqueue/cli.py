@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--seed", type=int, default=0, help="of the randomness")
     look.add_argument("--image_key", help="default: the first key of the crop that is not the label's")
     look.add_argument("--label_key", help="default: the crop's own, or 'label'")
-    look.add_argument("--output", help="write a picture, as .png or another format of matplotlib's")
+    look.add_argument("--output", help="write a picture, as .png, .pdf, .svg, .jpg or .webp")
     look.set_defaults(run=_inspect)
     return parser
 
@@ -141,8 +141,7 @@ def _profile(known: argparse.Namespace, overrides: dict[str, Any]) -> None:
     for name in ("step_ms", "seconds"):
         if not getattr(known, name) >= 0:
             raise ValueError(f"--{name} {getattr(known, name)}: expected 0 or more.")
-    if known.output and (Path(known.output).suffix != ".json" or not Path(known.output).absolute().parent.is_dir()):
-        raise ValueError(f"--output {known.output}: expected a name that ends in .json, in a folder that is there.")
+    _check_output(known.output, [".json"])
     config, place, loader = _load(known, overrides)
     profile = profile_pipeline(loader, known.seconds, known.step_ms / 1000, not known.no_progress)
     advice, promise = advice_of(profile)
@@ -158,6 +157,7 @@ def _profile(known: argparse.Namespace, overrides: dict[str, Any]) -> None:
 def _inspect(known: argparse.Namespace, overrides: dict[str, Any]) -> None:
     if known.patches < 1:
         raise ValueError(f"--patches {known.patches}: expected 1 or more.")
+    _check_output(known.output, [".png", ".pdf", ".svg", ".jpg", ".webp"])
     _, _, loader = _load(known, overrides)
     sampled = sample_volume(
         loader.dataset,
@@ -172,6 +172,13 @@ def _inspect(known: argparse.Namespace, overrides: dict[str, Any]) -> None:
     if known.output:
         plot_sampling(sampled).savefig(known.output, dpi=110)
         print(f"Written to {known.output}")
+
+
+def _check_output(output: str | None, endings: Sequence[str]) -> None:
+    """Tell before the work, and not after it, that its result could not be written."""
+    if output and (Path(output).suffix not in endings or not Path(output).absolute().parent.is_dir()):
+        expected = " or ".join(endings)
+        raise ValueError(f"--output {output}: expected a name that ends in {expected}, in a folder that is there.")
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def test_inspect_writes_a_picture(config: str, tmp_path: Path, capsys: pytest.Ca
         (["profile", *QUICK, "--config_file", "CONFIG", "--datalist", "[{'image': '/no.nii'}]"], "/no.nii"),
         (["inspect", "--config_file", "CONFIG", "--case", "9"], "no volume 9"),
         (["inspect", "--config_file", "CONFIG", "--patches", "0"], "--patches 0: expected 1 or more"),
+        (["inspect", "--config_file", "CONFIG", "--output", "/nowhere/x.png"], "in a folder that is there"),
+        (["inspect", "--config_file", "CONFIG", "--output", "x.gif"], ".jpg or .webp"),
     ],
 )
 def test_errors_are_told_in_one_line(
