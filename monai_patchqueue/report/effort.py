@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Effort"]
 
 # Seconds that are given in advance, and that are saved up at most.
-_CREDIT = 0.02
+_CREDIT = 0.005
 
 
 class Effort:
@@ -30,7 +30,7 @@ class Effort:
         >>> effort = Effort(0.001)
         >>> for number in range(1000):
         ...     effort.spend(lambda: (done.append(number), time.sleep(0.01)))
-        >>> 2 <= len(done) < 1000
+        >>> 1 <= len(done) < 1000
         True
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -156,7 +157,7 @@ def _cost(handler: Any, loader: PatchQueueLoader, steps: int, step: float, cold:
 def _busy_processors(busy: bool) -> Iterator[None]:
     """A process on each processor that passes over memory all the time, as workers do that are never fast enough."""
     processes = [
-        multiprocessing.get_context("fork").Process(target=_pass_over_memory, daemon=True)
+        multiprocessing.get_context("fork").Process(target=_pass_over_memory, args=(os.getpid(),), daemon=True)
         for _ in range(environment()["cpus"] if busy else 0)
     ]
     for process in processes:
@@ -168,7 +169,7 @@ def _busy_processors(busy: bool) -> Iterator[None]:
             process.kill()
 
 
-def _pass_over_memory() -> None:
+def _pass_over_memory(parent: int) -> None:
     block = np.zeros(TOUCHED // 8)
-    while True:
+    while os.getppid() == parent:
         np.add(block, 1, out=block)
