@@ -131,7 +131,7 @@ class LazyTensor(torch.Tensor):
             values = self.values()
             return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         there = self.like.stride()
-        order = sorted(range(stored.ndim), key=lambda axis: (-there[axis], axis))
+        order = sorted(range(stored.ndim), key=lambda axis: (stored.shape[axis] > 1, -there[axis]))
         laid_out = stored.transpose(order)
         strides = [stride for stride, n in zip(laid_out.strides, laid_out.shape, strict=True) if n > 1]
         if strides != sorted(strides, reverse=True) or any(stride < 0 for stride in strides):
