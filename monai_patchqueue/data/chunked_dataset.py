@@ -36,9 +36,9 @@ class ChunkedDataset(PersistentDataset):
     """Keeps each volume, as it is before the first random transform, in chunks; patches read those that they touch.
 
     After MONAI's ``PersistentDataset``: the transforms before the first random one are applied once, and the others at
-    each access. Where the first of these is a patch transform of this package, no volume is read or held whole. Patches
-    are, to the bit, those that ``PersistentDataset(track_meta=True)`` gives. Where it is another one, volumes are read
-    whole.
+    each access. No volume is read or held whole where the first of these is a patch transform of this package, or where
+    what comes before the patches are cut commutes with that (see :class:`LazyMetaTensor`). Patches are, to the bit,
+    those that ``PersistentDataset(track_meta=True)`` gives.
 
     Volumes are prepared when they are first asked for, or all of them by :meth:`prepare`. What is stored is for these
     transforms (their classes, parameters and code) and these files (their names, sizes and times): what has changed is
@@ -258,13 +258,15 @@ class ChunkedDataset(PersistentDataset):
         return rest[0] if rest and isinstance(rest[0], PatchTransformd | PatchTransform) else None
 
     def _hand_out(self, item: Any) -> Any:
-        """An item for the transforms that follow: with stored volumes where patches are taken of them, else loaded."""
+        """An item for the transforms that follow: with stored volumes where they take patches, else with tensors."""
         patches = self._patches()
         if isinstance(patches, PatchTransformd) and isinstance(item, dict):
             cut = [item[key] for key in patches.keys if isinstance(item.get(key), StoredVolume)]
             shapes = {volume.shape[1:] for volume in cut}
             return {key: v if getattr(v, "shape", (0,))[1:] in shapes else _loaded(v) for key, v in item.items()}
-        return item if isinstance(patches, PatchTransform) else _loaded(item)
+        if isinstance(patches, PatchTransform):
+            return item
+        return _loaded(item, lazily=self._split < len(self.transform.transforms))
 
     def _announce(self, missing: int) -> None:
         expected = self.estimate_bytes()
@@ -292,12 +294,13 @@ def _volume_of(entry: str) -> str:
     return entry.split(".", 1)[0]
 
 
-def _loaded(value: Any) -> Any:
+def _loaded(value: Any, lazily: bool = False) -> Any:
+    """An item with the volumes that it was stored with, read now or where something needs them."""
     if isinstance(value, StoredVolume):
-        return value.load()
+        return value.lazily() if lazily else value.load()
     if isinstance(value, dict):
-        return {key: _loaded(v) for key, v in value.items()}
-    return type(value)(_loaded(v) for v in value) if type(value) in (list, tuple) else value
+        return {key: _loaded(v, lazily) for key, v in value.items()}
+    return type(value)(_loaded(v, lazily) for v in value) if type(value) in (list, tuple) else value
 
 
 def _without_indices(value: Any) -> Any:

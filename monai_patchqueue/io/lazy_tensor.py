@@ -13,7 +13,8 @@ import torch
 from monai.data import MetaTensor
 from torch.utils._pytree import tree_map_only
 
-from .deferred import Deferred, Voxelwise
+from .deferred import Box, Deferred, Part, Voxelwise
+from .lazy import LazyVolume
 from .operators import CASTS, COPIES, SHAPE_ONLY, VIEWS, VOXELWISE, same_bits_everywhere
 
 __all__ = ["KINDS", "LazyTensor"]
@@ -138,6 +139,11 @@ class LazyTensor(torch.Tensor):
             laid_out = np.ascontiguousarray(laid_out)
         numbers: np.ndarray = laid_out.transpose(np.argsort(order))
         return numbers
+
+    def untouched(self) -> LazyVolume | None:
+        """The volume that has the very same voxels; None if something was done to them."""
+        part = self.deferred if self.is_deferred else None
+        return part.volume if isinstance(part, Part) and part.box == Box.of(part.volume.shape) else None
 
     def part(self, index: tuple[slice, ...]) -> torch.Tensor:
         """Values in memory of their own, which may have another order of axes.

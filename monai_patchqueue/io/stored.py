@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from .chunks import ChunkedFile, compress, default_chunk_shape
 from .entries import EntryFolder
 from .lazy import LazyVolume
+from .lazy_meta_tensor import LazyMetaTensor
 from .narrowing import narrowed
 from .plain import Tagged, decode, encode
 from .scaling import Scaling
@@ -110,6 +111,14 @@ class StoredVolume(LazyVolume):
         if self.kind == "tensor":
             return tensor
         return MetaTensor(tensor, meta=self.meta, applied_operations=self.applied_operations)
+
+    def lazily(self) -> Any:
+        """The volume as what it was, of which chunks are read where something needs them; arrays are loaded."""
+        if self.kind == "array":
+            return self.load()
+        tensor = LazyMetaTensor.of(self)
+        tensor.applied_operations = self.applied_operations
+        return tensor if self.kind == "MetaTensor" else tensor.as_tensor()
 
 
 class StoredItems:

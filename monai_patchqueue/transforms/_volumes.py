@@ -117,8 +117,9 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
             f"{where}: its spatial shape {list(spatial_shape(guide))} is not the volume's {list(geometry.shape)}; it "
             "must be channel-first ([channels, *spatial]) and go through the same spatial transforms"
         )
-    if isinstance(guide, StoredVolume):
-        return guide  # whose index reads of it what is needed
+    stored = guide.untouched() if isinstance(guide, LazyTensor) else guide
+    if isinstance(stored, StoredVolume):
+        return stored  # whose index reads of it what is needed
     return guide.numbers() if isinstance(guide, LazyTensor) else as_array(guide)
 
 
