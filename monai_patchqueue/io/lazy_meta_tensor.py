@@ -89,6 +89,10 @@ class LazyMetaTensor(LazyTensor, MetaTensor):
         normalized: Any = (self.float() - mean) / (math.sqrt(squares / count) or 1.0)
         return cast(LazyMetaTensor, normalized)
 
+    def new_empty(self, size: Any, **kwargs: Any) -> MetaTensor:  # type: ignore[override]
+        """A MetaTensor without values, as that of a MetaTensor."""
+        return MetaTensor(self.as_tensor().new_empty(size, **kwargs))
+
     def _described(self, values: torch.Tensor) -> MetaTensor:
         described: MetaTensor = values.as_subclass(MetaTensor)
         described.__dict__.update(self.__dict__)

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from torch.utils._pytree import tree_map_only
 
 from .deferred import Box, Deferred, Part, Voxelwise
+from .layout import laid_out
 from .lazy import LazyVolume
 from .operators import CASTS, COPIES, SHAPE_ONLY, VIEWS, VOXELWISE, same_bits_everywhere
 
@@ -115,6 +116,19 @@ class LazyTensor(torch.Tensor):
             return self.values(shared=True).as_subclass(cls)
         return kind(self.deferred, self.like, self._memory)
 
+    @property
+    def data(self) -> Any:
+        """A view, as of any tensor; other memory than its own cannot be given to it."""
+        return self.detach()
+
+    @data.setter
+    def data(self, new: torch.Tensor) -> None:
+        raise RuntimeError(f"{self!r} cannot be given other data: take a copy by load() before, or copy_() into it")
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The memory that is shared with all views; for torch's own methods, which ask for it behind operators."""
+        return self.values(shared=True).untyped_storage()
+
     def ordinary(self) -> torch.Tensor:
         """The values, as MetaTensor where this is one; not to be written to."""
         return self._described(self.values())
@@ -131,14 +145,7 @@ class LazyTensor(torch.Tensor):
         if stored is None:
             values = self.values()
             return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        there = self.like.stride()
-        order = sorted(range(stored.ndim), key=lambda axis: (stored.shape[axis] > 1, -there[axis]))
-        laid_out = stored.transpose(order)
-        strides = [stride for stride, n in zip(laid_out.strides, laid_out.shape, strict=True) if n > 1]
-        if strides != sorted(strides, reverse=True) or any(stride < 0 for stride in strides):
-            laid_out = np.ascontiguousarray(laid_out)
-        numbers: np.ndarray = laid_out.transpose(np.argsort(order))
-        return numbers
+        return laid_out(stored, self.like.stride())
 
     def untouched(self) -> LazyVolume | None:
         """The volume that has the very same voxels; None if something was done to them."""
@@ -152,6 +159,11 @@ class LazyTensor(torch.Tensor):
             index: a slice without a step for each axis.
         """
         return self.deferred.seen(lambda box: box.crop(index)).compute()
+
+    def __copy__(self) -> LazyTensor:
+        view = type(self)(self.deferred, self.like, self._memory)
+        view.__dict__.update(self.__dict__)
+        return view
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:

@@ -144,6 +144,12 @@ AT_ONCE: dict[str, Callable[[Any], Any]] = {
     "zeros_like": lambda x: torch.zeros_like(x),
     "new_zeros": lambda x: x.new_zeros(3),
     "collate": lambda x: default_collate([x, x]),
+    "new_empty": lambda x: x.new_empty((2, 3), dtype=torch.int16).fill_(3),
+    "in shared memory": lambda x: x.clone().share_memory_(),
+    "data": lambda x: x.data * 2,
+    "as strided": lambda x: x.as_strided((2, 3), (1, 2)) if x.storage_offset() == 0 else x,
+    "with a gradient": lambda x: torch.autograd.grad(((y := x.clone().requires_grad_()) ** 2).sum(), y)[0],
+    "copied into another": lambda x: torch.zeros(x.shape).copy_(x),
     "set_array": lambda x: x.set_array(np.ones((1, *SHAPE))),
 }
 
@@ -169,6 +175,8 @@ def test_all_else_gives_what_it_gives_of_the_loaded_volume(function: Callable[[A
         lambda x: torch.neg(x, out=x),
         lambda x: x[:, 1:3].numpy().fill(2),
         lambda x: x.as_tensor()[0, 2:].zero_(),
+        lambda x: copy.copy(x).add_(1),
+        lambda x: x.data.mul_(2),
     ],
 )
 def test_views_share_memory_and_copies_do_not(write: Callable[[Any], Any]) -> None:
@@ -189,6 +197,8 @@ def test_a_shape_is_not_changed_in_place() -> None:
     lazy, _, _ = pair()
     with pytest.raises(RuntimeError, match="take a copy by load"):
         lazy.transpose_(1, 2)
+    with pytest.raises(RuntimeError, match="cannot be given other data"):
+        lazy.data = torch.zeros(3)
 
 
 def test_the_volume_is_read_once_and_kept_where_something_needs_it() -> None:
