@@ -48,10 +48,11 @@ class MetaRows:
         rest = [{name: value for name, value in patch.items() if name not in _OWN} for patch in patches]
         if any(other != rest[0] for other in rest[1:]):
             raise _UnusualError
-        tiny = torch.empty((1,) * ndim).as_subclass(MetaTensor)
-        tiny.__dict__.update({**rest[0], "_meta": {"": 0}, "_applied_operations": []})
-        collated = vars(collate_meta_tensor_fn([tiny]))
-        self.attributes = {name: value for name, value in collated.items() if name not in _OWN}
+        if any(value != [] and type(value) not in (bool, int) for value in rest[0].values()):
+            raise _UnusualError  # pending operations, for instance
+        self.attributes = _attributes(
+            tuple((name, () if value == [] else value) for name, value in rest[0].items()), ndim
+        )
         metas = [patch["_meta"] for patch in patches]
         first = metas[0]
         if not first or any(meta.keys() != first.keys() for meta in metas):
@@ -127,6 +128,16 @@ class MetaRows:
 
         in_order = set.intersection(*(set(rows._keys) for rows, _ in patches))  # as MONAI has it
         return {key: put_together(structure[key]) for key in in_order}
+
+
+@lru_cache(maxsize=64)
+def _attributes(rest: tuple[tuple[str, bool | int | tuple[()]], ...], ndim: int) -> dict[str, Any]:
+    """The attributes of a batch, besides metadata and operations, of MetaTensors that have these; () is for a list."""
+    tiny = torch.empty((1,) * ndim).as_subclass(MetaTensor)
+    tiny.__dict__.update({name: [] if value == () else value for name, value in rest}, _meta={"": 0})
+    tiny.__dict__["_applied_operations"] = []
+    collated = vars(collate_meta_tensor_fn([tiny]))
+    return {name: value for name, value in collated.items() if name not in _OWN}
 
 
 def _collated(values: list[Any]) -> Any:
