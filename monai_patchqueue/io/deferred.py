@@ -177,6 +177,15 @@ class Part(Deferred):
             known[self] = torch.from_numpy(part)
         return known[self]
 
+    def into(self, out: np.ndarray) -> None:
+        """Read the values into memory that is there, and convert them on the way.
+
+        Args:
+            out: of their shape and dtype.
+        """
+        read, scaling = self.volume.stored_part(self.box.spans())
+        scaling.into(out, self.box.arranged(read))
+
     def stored(self) -> np.ndarray:
         """See :class:`Deferred`; in the file's dtype if that holds them."""
         return self.box.arranged(self.volume.values()[self.box.spans()])

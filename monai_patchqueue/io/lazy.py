@@ -114,6 +114,14 @@ class LazyVolume:
         rest_of_it: np.ndarray = part[tuple(rest for _, rest in spans)]
         return rest_of_it
 
+    def stored_part(self, spans: Sequence[slice]) -> tuple[np.ndarray, Scaling]:
+        """Stored numbers of a box, and how to convert them.
+
+        Args:
+            spans: a slice without a step for each axis.
+        """
+        return self._read(spans), self._scaling
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[()]
         whole = whole if dtype is None else whole.astype(dtype, copy=False)

@@ -160,6 +160,29 @@ class LazyTensor(torch.Tensor):
         """
         return self.deferred.seen(lambda box: box.crop(index)).compute()
 
+    def deferred_part(self, index: tuple[slice, ...]) -> LazyTensor:
+        """Like :meth:`part`, but not computed yet; it has the order of axes of this tensor.
+
+        Args:
+            index: a slice without a step for each axis.
+        """
+        deferred = self.deferred.seen(lambda box: box.crop(index))
+        return LazyTensor(deferred, torch.empty_like(self.like[index]))
+
+    def read_into(self, out: torch.Tensor) -> bool:
+        """Read the values straight into another tensor's memory, if they are a volume's as they are.
+
+        Args:
+            out: of the same shape and dtype.
+
+        Returns:
+            Whether they were.
+        """
+        if not self.is_deferred or not isinstance(self.deferred, Part):
+            return False
+        self.deferred.into(out.numpy())
+        return True
+
     def __copy__(self) -> LazyTensor:
         view = type(self)(self.deferred, self.like, self._memory)
         view.__dict__.update(self.__dict__)

@@ -56,7 +56,7 @@ class Scaling:
         return scaled
 
     def into(self, out: np.ndarray, stored: np.ndarray) -> None:
-        """Convert ``stored`` into ``out``, both of one axis."""
+        """Convert ``stored`` into ``out``, which has its shape."""
         np.copyto(out, self._scale(stored), casting="unsafe")
 
     def _scale(self, stored: np.ndarray) -> np.ndarray:

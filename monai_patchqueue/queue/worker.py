@@ -14,6 +14,7 @@ import torch
 from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
+from ..io.lazy_tensor import LazyTensor
 from .freed_memory import keep_freed_memory
 from .lent_items import lending
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
@@ -178,7 +179,9 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
         _check(patch, number, keys, patches[0], first)
         for key in keys:
-            np.copyto(slab.arrays[key][slot], bits(as_tensor(patch[key])))
+            value = patch[key]
+            if not isinstance(value, LazyTensor) or not value.read_into(slab.tensors[key][slot]):
+                np.copyto(slab.arrays[key][slot], bits(as_tensor(value)))
     record = pack(patches, keys)
     computing = volume.seconds.get("cpu", 0.0) + time.thread_time() - cpu
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start, "cpu": computing}

@@ -138,12 +138,15 @@ def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, 
         start: the patch's start in the volume, one int per spatial axis.
         geometry: the volume's and the patch's size.
         fill: what lies outside the volume.
-        copies: whether the patch is to share no memory with the volume.
+        copies: whether the patch is to be read now, and to share no memory with the volume.
     """
     size, shape = geometry.size, geometry.shape
     if all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)):
-        patch = _read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True)))
-        return _own(patch) if copies and not isinstance(volume, LazyTensor) else patch
+        index = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
+        if isinstance(volume, LazyTensor):
+            return _read(volume, index) if copies else volume.deferred_part((slice(None), *index))
+        patch = _read(volume, index)
+        return _own(patch) if copies else patch
     return _own(read_padded(lambda index: _read(volume, index), shape, start, size, fill))
 
 
