@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -140,6 +140,10 @@ class Deferred:
         """
         raise NotImplementedError
 
+    def source(self) -> Hashable:
+        """What tells the values from any others; None where that is not known."""
+        raise NotImplementedError
+
     def stored(self) -> np.ndarray | None:
         """The same numbers as an array that is not to be written to, where the file has them; None elsewhere."""
         raise NotImplementedError
@@ -176,6 +180,10 @@ class Part(Deferred):
                 part = np.array(part, order="K")
             known[self] = torch.from_numpy(part)
         return known[self]
+
+    def source(self) -> Hashable:
+        """See :class:`Deferred`."""
+        return None if self.volume.source is None else (self.volume.source, self.box)
 
     def into(self, out: np.ndarray) -> None:
         """Read the values into memory that is there, and convert them on the way.
@@ -221,6 +229,11 @@ class Voxelwise(Deferred):
         known = {} if known is None else known
         args = [arg.compute(known) if isinstance(arg, Deferred) else arg for arg in self.args]
         return self.function(*args, **self.kwargs)
+
+    def source(self) -> Hashable:
+        """See :class:`Deferred`."""
+        parts = [arg.source() if isinstance(arg, Deferred) else repr(arg) for arg in self.args]
+        return None if None in parts else (str(self.function), *parts, repr(self.kwargs))
 
     def stored(self) -> np.ndarray | None:
         """See :class:`Deferred`."""

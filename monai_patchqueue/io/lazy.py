@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class LazyVolume:
         scaling: from stored numbers to intensities.
         meta: metadata, with the ``affine``.
         channel_axis: the axis of ``stored`` that has the channels; None if there is none, and one is to be added.
+        source: tells the volume's content from any other's, for what is kept of it; None keeps nothing.
 
     Example:
         >>> volume = LazyVolume(np.arange(6, dtype=np.int16).reshape(2, 3), Scaling(0.5, dtype=np.dtype(np.float32)))
@@ -48,7 +49,9 @@ class LazyVolume:
         scaling: Scaling,
         meta: dict[Any, Any] | None = None,
         channel_axis: int | None = None,
+        source: Hashable = None,
     ) -> None:
+        self.source = source
         self._stored = stored
         self._scaling = scaling
         self._channel_axis = None if channel_axis is None else range(len(stored.shape))[channel_axis]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,11 @@ class LazyTensor(torch.Tensor):
         part = self.deferred if self.is_deferred else None
         return part.volume if isinstance(part, Part) and part.box == Box.of(part.volume.shape) else None
 
+    def source(self) -> Hashable:
+        """What tells :meth:`numbers` from any others, their order in memory included; None where it is not known."""
+        source = self.deferred.source() if self.is_deferred else None
+        return None if source is None else (source, self.like.stride())
+
     def part(self, index: tuple[slice, ...]) -> torch.Tensor:
         """Values in memory of their own, which may have another order of axes.
 
@@ -167,7 +172,10 @@ class LazyTensor(torch.Tensor):
             index: a slice without a step for each axis.
         """
         deferred = self.deferred.seen(lambda box: box.crop(index))
-        return LazyTensor(deferred, torch.empty_like(self.like[index]))
+        strides, step = [0] * len(deferred.shape), 1  # spelled out, as torch computes them in Python
+        for axis in sorted(range(len(strides)), key=lambda axis: (self.like.stride(axis), -axis)):
+            strides[axis], step = step, step * deferred.shape[axis]
+        return LazyTensor(deferred, torch.empty_strided(deferred.shape, strides, dtype=self.dtype, device="meta"))
 
     def read_into(self, out: torch.Tensor) -> bool:
         """Read the values straight into another tensor's memory, if they are a volume's as they are.

@@ -66,6 +66,7 @@ class LabelIndex:
         label: channel-first, of any dtype and any memory order. With one channel its values are the classes; with
             several a class is a channel's index, and a voxel belongs to each class whose channel is > 0 there.
         max_runs: with more runs than this the index falls back on counts per row; by default a sixteenth of the voxels.
+        keep_runs: keep the runs for other boxes than those that were drawn from.
 
     >>> label = np.array([[[0, 0, 0], [0, 1, 2]]])
     >>> index = LabelIndex(label)
@@ -75,7 +76,8 @@ class LabelIndex:
     [[1, 2], [1, 2]]
     """
 
-    def __init__(self, label: np.ndarray, max_runs: int | None = None) -> None:
+    def __init__(self, label: np.ndarray, max_runs: int | None = None, keep_runs: bool = True) -> None:
+        self._keep_runs = keep_runs
         self.channels = label.shape[0]
         self._order = AxisOrder.of(label[0])
         self._shape = tuple(label.shape[1:][axis] for axis in self._order.axes)
@@ -102,7 +104,7 @@ class LabelIndex:
     ) -> LabelIndex:
         """The index of a C-ordered label whose :meth:`regions` were kept; drawing reads nothing of the label."""
         index = cls.__new__(cls)
-        index.channels, index._shape, index._max_runs = shape[0], shape[1:], 0
+        index.channels, index._shape, index._max_runs, index._keep_runs = shape[0], shape[1:], 0, False
         index._order, index._runs = AxisOrder(tuple(range(len(shape) - 1))), {}
         index._regions = {(layer, box): regions[layer.name] for layer in cls.layers(shape[0], rule)}
         return index
@@ -121,6 +123,12 @@ class LabelIndex:
         if channels == 1:
             return [Layer("values")]
         return [Layer("channel", c, ignore) for c in range(channels) if c != ignore]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index takes."""
+        runs = sum(found.starts.nbytes + found.values.nbytes for found in list(self._runs.values()) if found)
+        return runs + sum(region.nbytes for region in list(self._regions.values()))
 
     def counts(self, label: np.ndarray, box: Box) -> dict[int | float, int]:
         """Voxels per class inside ``box``; classes without any are left out."""
@@ -199,9 +207,12 @@ class LabelIndex:
         return read
 
     def _find(self, label: np.ndarray, layer: Layer) -> Runs | None:
-        if layer not in self._runs:
-            self._runs[layer] = find_runs(self._read(label, layer), self._shape, self._max_runs)
-        return self._runs[layer]
+        if layer in self._runs:
+            return self._runs[layer]
+        runs = find_runs(self._read(label, layer), self._shape, self._max_runs)
+        if self._keep_runs:
+            self._runs[layer] = runs
+        return runs
 
     def _region(self, label: np.ndarray, layer: Layer, box: Box) -> Region:
         """``box`` in memory order."""

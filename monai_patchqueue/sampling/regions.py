@@ -33,6 +33,11 @@ class Region(Protocol):
     classes: np.ndarray
     counts: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        ...
+
     def draw(self, which: np.ndarray, rng: np.random.RandomState, read: Read) -> np.ndarray:
         """One voxel, uniformly, of each class ``classes[which]``; int64 of shape [n, axes] in memory order."""
         ...
@@ -89,18 +94,23 @@ class RunRegion:
         values = runs.values[inside]
         order = np.argsort(values, kind="stable")
         inside, values = inside[order], values[order]
-        self._ranks = ranks[inside]
-        self._before = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(lengths[inside])))
+        short = np.uint32 if prod(self._size) <= np.iinfo(np.uint32).max else np.int64
+        self._ranks = ranks[inside].astype(short)
+        self._before = np.concatenate((np.zeros(1, dtype=short), np.cumsum(lengths[inside]).astype(short)))
         first = np.flatnonzero(np.concatenate((np.ones(min(1, values.size), dtype=bool), values[1:] != values[:-1])))
         self.classes: np.ndarray = values[first]
-        self._class_before = self._before[first]
+        self._class_before = self._before[first].astype(np.int64)
         self.counts: np.ndarray = np.diff(np.append(self._class_before, self._before[-1]))
+
+    @property
+    def nbytes(self) -> int:
+        """See :class:`Region`."""
+        return self._ranks.nbytes + self._before.nbytes
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the region holds: for a file, out of which :meth:`of_arrays` takes it again."""
         box = np.array([self._first, self._size], dtype=np.int64)
-        short = np.uint32 if prod(self._size) <= np.iinfo(np.uint32).max else np.int64
-        runs = {"ranks": self._ranks.astype(short), "before": self._before.astype(short)}
+        runs = {"ranks": self._ranks, "before": self._before}
         return {"box": box, "classes": self.classes, "class_before": self._class_before, "counts": self.counts, **runs}
 
     @classmethod
@@ -158,6 +168,11 @@ class RowRegion:
         classes = sorted(value for value in found if value == value)  # NaN is no class
         self.classes: np.ndarray = np.array(classes, dtype=read((slice(0, 1),)).dtype)
         self.counts: np.ndarray = np.array([found[value] for value in classes], dtype=np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """See :class:`Region`."""
+        return sum(before.nbytes for before in list(self._rows.values()))
 
     def draw(self, which: np.ndarray, rng: np.random.RandomState, read: Read) -> np.ndarray:
         """See :class:`Region`."""

@@ -46,6 +46,11 @@ class WeightIndex:
         self._checked = False
         self._regions: dict[Box, np.ndarray] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the index takes."""
+        return sum(sums.nbytes for sums in list(self._regions.values()))
+
     def prepare(self, weights: np.ndarray) -> None:
         """Check the map now, and sum its rows for boxes that cover the volume."""
         self._cumulative(weights, tuple((0, n) for n in self.shape))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..io.stored import StoredVolume
 from ..sampling import Box, LabelIndex, LabelRule, RunRegion, WeightIndex
+from ._kept import kept_indices
 
 __all__ = ["FirstChannel", "StoredLabelIndex", "StoredWeightIndex", "index_label", "index_weights"]
 
@@ -97,14 +99,24 @@ class StoredWeightIndex:
         return (kept or make())["sums"]
 
 
-def index_label(label: np.ndarray | StoredVolume) -> LabelIndex | StoredLabelIndex:
-    """The index of a label, wherever it lies."""
-    return StoredLabelIndex(label) if isinstance(label, StoredVolume) else LabelIndex(label)
+def index_label(label: np.ndarray | StoredVolume, source: Hashable = None) -> LabelIndex | StoredLabelIndex:
+    """The index of a label, wherever it lies; what is known of a ``source`` is kept."""
+    if isinstance(label, StoredVolume):
+        return StoredLabelIndex(label)
+    if source is None:
+        return LabelIndex(label)
+    index: LabelIndex = kept_indices.get(("label", source), lambda: LabelIndex(label, keep_runs=False))
+    return index
 
 
-def index_weights(weights: np.ndarray | FirstChannel) -> WeightIndex | StoredWeightIndex:
-    """The index of a weight map, wherever it lies."""
-    return StoredWeightIndex(weights) if isinstance(weights, FirstChannel) else WeightIndex(weights)
+def index_weights(weights: np.ndarray | FirstChannel, source: Hashable = None) -> WeightIndex | StoredWeightIndex:
+    """The index of a weight map, wherever it lies; what is known of a ``source`` is kept."""
+    if isinstance(weights, FirstChannel):
+        return StoredWeightIndex(weights)
+    if source is None:
+        return WeightIndex(weights)
+    index: WeightIndex = kept_indices.get(("weights", source), lambda: WeightIndex(weights))
+    return index
 
 
 def _digest(*what: Any) -> str:

@@ -21,6 +21,7 @@ from ..sampling import (
 )
 from ._arguments import LabelProbabilities, check_choice, check_fraction, check_overlap, check_rule
 from ._base import CountedPatchTransform, PatchTransform
+from ._kept import source_of
 from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex, index_label, index_weights
 from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
@@ -145,7 +146,8 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             guide = same_shape(weight_map, geometry, where)
             weights = FirstChannel(guide) if isinstance(guide, StoredVolume) else guide[0]
             try:
-                drawn = (index or index_weights(weights)).draw(weights, geometry.box, n, self.R)
+                index = index or index_weights(weights, source_of(weight_map))
+                drawn = index.draw(weights, geometry.box, n, self.R)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
         if drawn is None:
@@ -250,7 +252,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
         array = None if label is None else same_shape(label, geometry, where)
         if array is not None and index is None:
-            index = index_label(array)
+            index = index_label(array, source_of(label))
         by_label = n
         if self.foreground_fraction is not None:
             share = round(n * self.foreground_fraction, 9)

@@ -158,7 +158,8 @@ class LoadVolume(LoadImage):
         axis = _channel_axis(meta)
         meta = self._tidy(meta, name, len(voxels.shape))
         if self.lazy_read:
-            return LazyVolume(voxels.regions(self.mmap), scaling, meta, axis)
+            source = _file_state(voxels.file)
+            return LazyVolume(voxels.regions(self.mmap), scaling, meta, axis, source)
         array = voxels.read(scaling)
         if self.ensure_channel_first:
             array = array[None] if axis is None else np.moveaxis(array, axis, 0)
@@ -176,7 +177,8 @@ class LoadVolume(LoadImage):
         stored = StoredFile(name, mapped.offset, mapped.shape, mapped.dtype, order, self.mmap)
         target = _WIDER.get(mapped.dtype, mapped.dtype) if self._target is None else self._target
         axis = _channel_axis(meta)
-        volume = LazyVolume(stored, Scaling(dtype=np.dtype(target)), self._tidy(meta, name, mapped.ndim), axis)
+        meta = self._tidy(meta, name, mapped.ndim)
+        volume = LazyVolume(stored, Scaling(dtype=np.dtype(target)), meta, axis, _file_state(name))
         return LazyMetaTensor.of(volume, order="C")  # which MONAI's readers bring it into
 
     def _zarr(self, name: str) -> Any:
@@ -208,6 +210,12 @@ class LoadVolume(LoadImage):
         )
         tidied: dict[Any, Any] = stand_in.meta
         return tidied
+
+
+def _file_state(file: str) -> tuple[Any, ...]:
+    """What changes with a file's content."""
+    status = os.stat(file)
+    return file, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _made_for(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

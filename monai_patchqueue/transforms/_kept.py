@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Indices of labels and weight maps that are read lazily: kept from one epoch to the next, as the volumes are not."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from monai.data import MetaTensor
+
+from ..io.lazy_tensor import LazyTensor
+from ..sampling import LabelIndex, WeightIndex
+
+__all__ = ["KeptIndices", "kept_indices", "source_of"]
+
+Index = LabelIndex | WeightIndex
+KEPT_NBYTES = 32 << 20
+"""Of one process. A label of 192x192x160 voxels takes about half a MiB."""
+
+
+class KeptIndices:
+    """The indices used last, by the source of what they were made of.
+
+    Args:
+        limit: in bytes; the one that is in use may go beyond it.
+    """
+
+    def __init__(self, limit: int = KEPT_NBYTES) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._indices: OrderedDict[Hashable, Index] = OrderedDict()
+
+    def get(self, source: Hashable, make: Callable[[], Any]) -> Any:
+        """The index of a source, made if there is none; threads have each their own."""
+        key = (threading.get_ident(), source)  # an index in use changes
+        with self._lock:
+            index = self._indices.pop(key, None)
+        if index is None:
+            index = make()
+        with self._lock:
+            # Before this one is put back: what it holds is known when it has been drawn from.
+            while self._indices and sum(kept.nbytes for kept in self._indices.values()) > self._limit:
+                self._indices.popitem(last=False)
+            self._indices[key] = index
+        return index
+
+
+kept_indices = KeptIndices()
+
+
+def source_of(volume: Any) -> Hashable:
+    """What tells a lazily read volume from any other; None for all else, as it may change."""
+    if not isinstance(volume, LazyTensor) or (isinstance(volume, MetaTensor) and volume.pending_operations):
+        return None
+    return volume.source()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import CastToTyped, Compose, Flipd, Transform
+
+from monai_patchqueue import LoadVolumed, RandLabelPatchd, RandWeightedPatchd
+from monai_patchqueue.sampling import LabelIndex, WeightIndex
+from monai_patchqueue.transforms import _kept, _stored
+from monai_patchqueue.transforms._kept import KeptIndices
+
+SHAPE = (20, 18, 16)
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> KeptIndices:
+    """Indices that nothing else has kept."""
+    indices = KeptIndices()
+    monkeypatch.setattr(_stored, "kept_indices", indices)
+    return indices
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each index that is made."""
+    notes: list[str] = []
+    for cls in (LabelIndex, WeightIndex):
+        original = cls.__init__
+
+        def noting(self: Any, *args: Any, original: Any = original, name: str = cls.__name__, **kwargs: Any) -> None:
+            notes.append(name)
+            original(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "__init__", noting)
+    return notes
+
+
+def save(file: Path, seed: int = 0) -> None:
+    """A label with a few voxels of two classes, of which the weight map is the same file."""
+    label = np.zeros(SHAPE, np.uint8)
+    rng = np.random.default_rng(seed)
+    label[tuple(rng.integers(0, n, 40) for n in SHAPE)] = rng.integers(1, 3, 40)
+    nib.save(nib.Nifti1Image(label, np.eye(4)), file)
+
+
+def starts(crop: Any, file: Path, *between: Transform, lazy_read: bool = True, seed: int = 0) -> list[Any]:
+    crop.set_random_state(seed)
+    item = Compose([LoadVolumed("label", ensure_channel_first=True, lazy_read=lazy_read), *between])(
+        {"label": str(file)}
+    )
+    patches = crop(item)
+    return [(patch["label"].meta["patch_location"], patch["label"].sum().item()) for patch in patches]
+
+
+CROPS = {
+    "label": lambda: RandLabelPatchd("label", "label", 4, num_samples=20, label_probabilities="balanced"),
+    "weighted": lambda: RandWeightedPatchd("label", "label", 4, num_samples=20),
+    "both rules": lambda: RandLabelPatchd("label", "label", 4, 20, foreground_fraction=0.5, ignore_label=2),
+}
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_lazily_read_label_is_indexed_once_and_drawn_from_as_ever(
+    crop: str, suffix: str, tmp_path: Path, made: list[str]
+) -> None:
+    file = tmp_path / f"label{suffix}"
+    save(file)
+    expected = [starts(CROPS[crop](), file, lazy_read=False, seed=seed) for seed in range(3)]
+    made.clear()
+    assert [starts(CROPS[crop](), file, seed=seed) for seed in range(3)] == expected
+    assert len(made) == 1
+
+
+def test_a_file_that_has_changed_is_indexed_anew(tmp_path: Path, made: list[str]) -> None:
+    file = tmp_path / "label.nii"
+    save(file)
+    first = starts(CROPS["label"](), file)
+    time_of_change = file.stat().st_mtime_ns
+    save(file, seed=1)
+    os.utime(file, ns=(time_of_change + 1, time_of_change + 1))
+    second = starts(CROPS["label"](), file)
+    assert len(made) == 2
+    assert second == starts(CROPS["label"](), file, lazy_read=False)
+    assert first != second
+
+
+def test_what_is_done_to_a_label_before_makes_another_index(tmp_path: Path, made: list[str]) -> None:
+    file = tmp_path / "label.nii"
+    save(file)
+    ways: list[tuple[Transform, ...]] = [(), (Flipd("label", 0),), (CastToTyped("label", torch.int16),)]
+    for _ in range(2):
+        for between in ways:
+            found = starts(CROPS["label"](), file, *between)
+            assert found == starts(CROPS["label"](), file, *between, lazy_read=False)
+    assert len(made) == 3 + 6
+
+
+def test_labels_in_memory_are_not_taken_for_known_ones(tmp_path: Path, made: list[str]) -> None:
+    file = tmp_path / "label.nii"
+    save(file)
+    for _ in range(2):
+        starts(CROPS["label"](), file, lazy_read=False)
+    assert len(made) == 2
+
+
+def test_the_oldest_leave_where_there_are_too_many() -> None:
+    label = np.random.default_rng(0).integers(0, 3, (1, *SHAPE)).astype(np.uint8)
+    rule = CROPS["label"]().cropper.rules[0]
+    box = tuple((0, n) for n in SHAPE)
+
+    def make() -> LabelIndex:
+        index = LabelIndex(label, max_runs=10**6, keep_runs=False)
+        index.draw(label, box, rule, 1, np.random.RandomState(0))
+        return index
+
+    nbytes = make().nbytes
+    assert nbytes > 4000
+    kept = KeptIndices(limit=3 * nbytes)
+    indices = [kept.get(number, make) for number in range(3)]
+    assert kept.get(0, make) is indices[0]
+    for number in range(3, 6):
+        kept.get(number, make)
+    assert kept.get(0, make) is indices[0]
+    assert kept.get(1, make) is not indices[1]
+
+
+def test_threads_do_not_share_an_index() -> None:
+    def make() -> WeightIndex:
+        return WeightIndex(np.ones((2, 2)))
+
+    kept = KeptIndices()
+    found = [kept.get("a", make)]
+    thread = threading.Thread(target=lambda: found.append(kept.get("a", make)))
+    thread.start()
+    thread.join()
+    assert found[0] is not found[1]
+
+
+def test_only_lazily_read_volumes_have_a_source() -> None:
+    assert _kept.source_of(np.zeros((1, 2, 2))) is None
+    assert _kept.source_of(torch.zeros(1, 2, 2)) is None
