@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -123,30 +124,31 @@ class Box:
 Change: TypeAlias = Callable[[Box], Box]
 
 
-class Deferred:
+class Deferred(ABC):
     """What an array's values are computed from; never changed."""
 
-    shape: tuple[int, ...]
+    steps: int
+    """How much there is to do, a volume's voxels that are read counting as one."""
 
+    @abstractmethod
     def seen(self, change: Change) -> Deferred:
         """The same of other voxels, or of the same in another order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, known: dict[Part, torch.Tensor] | None = None) -> torch.Tensor:
         """The values, in memory of their own unless they are ``known``.
 
         Args:
             known: parts of volumes that were read already, to which others are added.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def source(self) -> Hashable:
         """What tells the values from any others; None where that is not known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stored(self) -> np.ndarray | None:
         """The same numbers as an array that is not to be written to, where the file has them; None elsewhere."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -160,11 +162,7 @@ class Part(Deferred):
 
     volume: LazyVolume
     box: Box
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the array."""
-        return self.box.shape
+    steps = 1
 
     def seen(self, change: Change) -> Part:
         """See :class:`Deferred`."""
@@ -215,10 +213,8 @@ class Voxelwise(Deferred):
     kwargs: dict[str, Any] = field(default_factory=dict)
     cast: torch.dtype | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the array."""
-        return next(arg.shape for arg in self.args if isinstance(arg, Deferred))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", 1 + sum(arg.steps for arg in self.args if isinstance(arg, Deferred)))
 
     def seen(self, change: Change) -> Voxelwise:
         """See :class:`Deferred`."""

@@ -20,6 +20,9 @@ from .operators import CASTS, COPIES, SHAPE_ONLY, VIEWS, VOXELWISE, same_bits_ev
 
 __all__ = ["KINDS", "LazyTensor"]
 
+MOST_STEPS = 64
+"""More than these are not put off: each is repeated for each patch, and those of shared values for each use."""
+
 _POINTERS = frozenset(
     getattr(torch.Tensor, name)
     for name in ("__array__", "__dlpack__", "data_ptr", "new", "numpy", "storage", "tolist", "untyped_storage")
@@ -172,10 +175,11 @@ class LazyTensor(torch.Tensor):
             index: a slice without a step for each axis.
         """
         deferred = self.deferred.seen(lambda box: box.crop(index))
-        strides, step = [0] * len(deferred.shape), 1  # spelled out, as torch computes them in Python
+        shape = [len(range(n)[entry]) for entry, n in zip(index, self.like.shape, strict=True)]
+        strides, step = [0] * len(shape), 1  # spelled out, as torch computes them in Python
         for axis in sorted(range(len(strides)), key=lambda axis: (self.like.stride(axis), -axis)):
-            strides[axis], step = step, step * deferred.shape[axis]
-        return LazyTensor(deferred, torch.empty_strided(deferred.shape, strides, dtype=self.dtype, device="meta"))
+            strides[axis], step = step, step * shape[axis]
+        return LazyTensor(deferred, torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"))
 
     def read_into(self, out: torch.Tensor) -> bool:
         """Read the values straight into another tensor's memory, if they are a volume's as they are.
@@ -274,7 +278,7 @@ def _defer_cast(
 ) -> LazyTensor | None:
     dtype = tensor.like.dtype if dtype is None else dtype
     elsewhere = torch.device(device or "cpu").type != "cpu" or layout not in (None, torch.strided) or pin_memory
-    if elsewhere or dtype.is_complex:
+    if elsewhere or dtype.is_complex or tensor.deferred.steps >= MOST_STEPS:
         return None
     like = func(tensor.like, dtype=dtype, memory_format=memory_format)
     return type(tensor)(Voxelwise(torch.Tensor.to, (tensor.deferred, dtype), cast=dtype), like)
@@ -285,7 +289,7 @@ def _defer_voxelwise(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     lazy = [tensor for tensor in args if isinstance(tensor, LazyTensor)]
     if not all(tensor.is_deferred if isinstance(tensor, LazyTensor) else _is_number(tensor) for tensor in tensors):
         return None
-    if len({tensor.like.shape for tensor in lazy}) != 1:
+    if len({tensor.like.shape for tensor in lazy}) != 1 or sum(t.deferred.steps for t in lazy) >= MOST_STEPS:
         return None
     constants = [
         _kept(arg) if isinstance(arg, torch.Tensor) and not isinstance(arg, LazyTensor) else arg for arg in args

@@ -220,6 +220,15 @@ def test_of_a_part_no_more_is_read_than_itself() -> None:
     assert stored.read == 8
 
 
+@pytest.mark.parametrize("step", [lambda x: x + 1, lambda x: x / 2 + x / 2, lambda x: (x + 1).float().double()])
+def test_chains_without_end_are_computed_in_between(step: Callable[[Any], Any]) -> None:
+    lazy, eager, stored = pair()
+    for _ in range(1500):
+        lazy, eager = step(lazy), step(eager)
+    assert_same(lazy, eager)
+    assert stored.read <= 2 * np.prod(SHAPE)
+
+
 def test_a_deep_copy_reads_nothing_and_shares_nothing() -> None:
     lazy, eager, stored = pair()
     copied, view = copy.deepcopy([lazy, lazy])[0], copy.deepcopy(lazy[:, 1:3])
