@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from .deferred import Box, Deferred, Part, Voxelwise
 from .layout import laid_out
 from .lazy import LazyVolume
+from .memory import Memory
 from .operators import CASTS, COPIES, SHAPE_ONLY, VIEWS, VOXELWISE, same_bits_everywhere
 
 __all__ = ["KINDS", "LazyTensor"]
@@ -28,37 +28,6 @@ _POINTERS = frozenset(
     for name in ("__array__", "__dlpack__", "data_ptr", "new", "numpy", "storage", "tolist", "untyped_storage")
 )
 """Methods that go to a tensor's memory, which no operator shows."""
-
-
-class Memory:
-    """What a tensor and its views share: values that are still to be computed, or the memory that has them.
-
-    Args:
-        values: of the whole memory.
-        like: a tensor of its shape and strides on the device "meta".
-    """
-
-    __slots__ = ("_like", "_lock", "_values", "filled")
-
-    def __init__(self, values: Deferred, like: torch.Tensor) -> None:
-        self._values = values
-        self._like = like
-        self._lock = threading.Lock()
-        self.filled: torch.Tensor | None = None
-
-    def numel(self) -> int:
-        """How many values there are."""
-        return self._like.numel()
-
-    def fill(self) -> torch.Tensor:
-        """Compute all values, once."""
-        with self._lock:
-            if self.filled is None:
-                values = self._values.compute()
-                if _steps(values) != _steps(self._like):
-                    values = torch.empty_strided(values.shape, self._like.stride(), dtype=values.dtype).copy_(values)
-                self.filled = values
-            return self.filled
 
 
 class LazyTensor(torch.Tensor):
@@ -337,8 +306,3 @@ def _at_once(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 def _with_values(value: Any, shared: bool) -> Any:
     return tree_map_only(LazyTensor, lambda tensor: tensor.values(shared), value)
-
-
-def _steps(tensor: torch.Tensor) -> list[int]:
-    """Strides of the axes along which there are any."""
-    return [stride for stride, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1]
