@@ -113,7 +113,8 @@ def consume(
 
 def time_contestant(contestant: Contestant, setup: Setup) -> dict[str, Any]:
     """Free-running epochs, then, where `setup` wants them, epochs with a consumer that sleeps."""
-    import_module(contestant.requires)
+    for module in (contestant.requires, *contestant.imports):
+        import_module(module)
     before = time.perf_counter()
     loader = contestant.build(setup)
     built = time.perf_counter() - before

@@ -13,7 +13,12 @@ from .registry import Batches, contestant
 from .setup import CLASS_PROBABILITIES, Setup
 from .stores import NnunetBatches, prepare_nnunet
 
-NNUNET: dict[str, Any] = {"requires": "nnunetv2", "remedy": "--no-deps nnunetv2 (see README.md)", "layout": None}
+NNUNET: dict[str, Any] = {
+    "requires": "nnunetv2",
+    "remedy": "--no-deps nnunetv2 (see README.md)",
+    "imports": ("nnunetv2.training.dataloading.data_loader", "nnunetv2.utilities.label_handling.label_handling"),
+    "layout": None,
+}
 
 
 @contestant("torchio", "TorchIO Queue", requires="torchio", remedy="'monai_patchqueue[bench]'", layout="torchio")

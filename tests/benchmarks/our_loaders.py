@@ -10,7 +10,11 @@ from .registry import Batches, contestant
 from .setup import Setup
 from .stores import chunked
 
-STORE = "'monai_patchqueue[store]'"
+STORE: dict[str, Any] = {
+    "requires": "blosc2",
+    "remedy": "'monai_patchqueue[store]'",
+    "imports": ("monai_patchqueue",),
+}
 
 
 @contestant("patchqueue", "PatchQueueLoader, LoadImaged", requires="monai_patchqueue")
@@ -60,7 +64,7 @@ def _stored(setup: Setup) -> Any:
     return chunked(setup, [*stock_loading(), our_crop(setup)])
 
 
-@contestant("patchqueue-store", "PatchQueueLoader, ChunkedDataset", requires="blosc2", remedy=STORE, prepare=_stored)
+@contestant("patchqueue-store", "PatchQueueLoader, ChunkedDataset", prepare=_stored, **STORE)
 def patchqueue_store(setup: Setup) -> Batches:
     return _loader(setup, _stored(setup))
 
@@ -75,10 +79,9 @@ def _stored_normalized(setup: Setup) -> Any:
 @contestant(
     "patchqueue-store-normalized",
     "PatchQueueLoader, ChunkedDataset, normalized images",
-    requires="blosc2",
-    remedy=STORE,
     layout=None,
     prepare=_stored_normalized,
+    **STORE,
 )
 def patchqueue_store_normalized(setup: Setup) -> Batches:
     return _loader(setup, _stored_normalized(setup))

@@ -29,6 +29,7 @@ class Contestant:
         build: gives the loader; called in a fresh process, its time counts for the first batch.
         requires: module that has to be there.
         remedy: what to install where it isn't.
+        imports: what else is imported before the clock starts.
         layout: how to find patches in a batch, ``"monai"`` or ``"torchio"``; ``None`` where batches don't say what they
             were cut from, so that there is nothing to compare.
         read: the consumer reads every voxel; not so for a limit that is the bare work.
@@ -40,6 +41,7 @@ class Contestant:
     build: Build
     requires: str = "monai"
     remedy: str | None = None
+    imports: tuple[str, ...] = ()
     layout: str | None = "monai"
     read: bool = True
     prepare: Callable[[Setup], Any] | None = None
