@@ -6,14 +6,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import cached_property
 from typing import Any
 
-from monai.data import MetaTensor
+import numpy as np
 
 from ..io.lazy_tensor import LazyTensor
 from ..sampling import LabelIndex, WeightIndex
 
-__all__ = ["KeptIndices", "kept_indices", "source_of"]
+__all__ = ["KeptIndices", "UnreadGuide", "kept_indices"]
 
 Index = LabelIndex | WeightIndex
 KEPT_NBYTES = 32 << 20
@@ -50,8 +51,24 @@ class KeptIndices:
 kept_indices = KeptIndices()
 
 
-def source_of(volume: Any) -> Hashable:
-    """What tells a lazily read volume from any other; None for all else, as it may change."""
-    if not isinstance(volume, LazyTensor) or (isinstance(volume, MetaTensor) and volume.pending_operations):
-        return None
-    return volume.source()
+class UnreadGuide:
+    """A lazily read label or weight map, in the place of the array: it is read where its index does not do.
+
+    Args:
+        guide: channel-first, without pending operations.
+        source: what tells it from any other; None where that is not known.
+    """
+
+    def __init__(self, guide: LazyTensor, source: Hashable) -> None:
+        self.source = source
+        self._guide = guide
+
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """The whole of it, in the dtype of the file if that has its values."""
+        return self._guide.numbers()
+
+    def __getitem__(self, channel: int) -> np.ndarray:
+        """One channel."""
+        read: np.ndarray = self.numbers[channel]
+        return read

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..io.stored import StoredVolume
 from ..sampling import Box, LabelIndex, LabelRule, RunRegion, WeightIndex
-from ._kept import kept_indices
+from ._kept import UnreadGuide, kept_indices
 
 __all__ = ["FirstChannel", "StoredLabelIndex", "StoredWeightIndex", "index_label", "index_weights"]
 
@@ -99,18 +99,18 @@ class StoredWeightIndex:
         return (kept or make())["sums"]
 
 
-def index_label(label: np.ndarray | StoredVolume, source: Hashable = None) -> LabelIndex | StoredLabelIndex:
-    """The index of a label, wherever it lies; what is known of a ``source`` is kept."""
+def index_label(label: np.ndarray | StoredVolume | UnreadGuide) -> LabelIndex | StoredLabelIndex:
+    """The index of a label, wherever it lies; that of a file is kept."""
     if isinstance(label, StoredVolume):
         return StoredLabelIndex(label)
-    if source is None:
-        return LabelIndex(label)
-    index: LabelIndex = kept_indices.get(("label", source), lambda: LabelIndex(label, keep_runs=False))
+    if isinstance(label, np.ndarray) or label.source is None:
+        return LabelIndex(label if isinstance(label, np.ndarray) else label.numbers)
+    index: LabelIndex = kept_indices.get(("label", label.source), lambda: LabelIndex(label.numbers, keep_runs=False))
     return index
 
 
 def index_weights(weights: np.ndarray | FirstChannel, source: Hashable = None) -> WeightIndex | StoredWeightIndex:
-    """The index of a weight map, wherever it lies; what is known of a ``source`` is kept."""
+    """The index of a weight map, wherever it lies; that of a known ``source`` is kept."""
     if isinstance(weights, FirstChannel):
         return StoredWeightIndex(weights)
     if source is None:

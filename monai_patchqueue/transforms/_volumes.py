@@ -15,6 +15,7 @@ from monai.utils import ImageMetaKey, PostFix
 from ..io.lazy_tensor import LazyTensor
 from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry, as_array, resolve_size
+from ._kept import UnreadGuide
 from ._padding import Fill, read_padded
 
 
@@ -102,8 +103,8 @@ def no_center(lacking: str, geometry: PatchGeometry) -> str:
     )
 
 
-def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | StoredVolume:
-    """A weight map or label as array, or as it lies in a store, after a check that it is for this volume.
+def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | StoredVolume | UnreadGuide:
+    """A weight map or label as array, or as it lies in a store or file, after a check that it is for this volume.
 
     Raises:
         TypeError: if it is no channel-first array.
@@ -120,7 +121,7 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
     stored = guide.untouched() if isinstance(guide, LazyTensor) else guide
     if isinstance(stored, StoredVolume):
         return stored  # whose index reads of it what is needed
-    return guide.numbers() if isinstance(guide, LazyTensor) else as_array(guide)
+    return UnreadGuide(guide, guide.source()) if isinstance(guide, LazyTensor) else as_array(guide)
 
 
 def in_memory(volume: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from ..sampling import (
 )
 from ._arguments import LabelProbabilities, check_choice, check_fraction, check_overlap, check_rule
 from ._base import CountedPatchTransform, PatchTransform
-from ._kept import source_of
+from ._kept import UnreadGuide
 from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex, index_label, index_weights
 from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
@@ -146,7 +146,8 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             guide = same_shape(weight_map, geometry, where)
             weights = FirstChannel(guide) if isinstance(guide, StoredVolume) else guide[0]
             try:
-                index = index or index_weights(weights, source_of(weight_map))
+                source = guide.source if isinstance(guide, UnreadGuide) else None
+                index = index or index_weights(weights, source)
                 drawn = index.draw(weights, geometry.box, n, self.R)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
@@ -252,7 +253,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
         array = None if label is None else same_shape(label, geometry, where)
         if array is not None and index is None:
-            index = index_label(array, source_of(label))
+            index = index_label(array)
         by_label = n
         if self.foreground_fraction is not None:
             share = round(n * self.foreground_fraction, 9)
@@ -270,7 +271,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         rule: LabelRule,
         n: int,
         geometry: PatchGeometry,
-        label: np.ndarray | StoredVolume | None,
+        label: np.ndarray | StoredVolume | UnreadGuide | None,
         index: LabelIndex | StoredLabelIndex | None,
         where: str,
     ) -> np.ndarray:

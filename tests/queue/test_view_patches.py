@@ -3,16 +3,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor
-from monai.transforms import Compose, RandSpatialCropSamplesd
+from monai.transforms import Compose, Flipd, RandSpatialCropSamplesd, ScaleIntensityRanged
 from torch.utils.data import Subset
 
-from monai_patchqueue import PatchQueueLoader, RandUniformPatchd
+from monai_patchqueue import LoadVolumed, PatchQueueLoader, RandUniformPatchd
 from monai_patchqueue.queue.view_patches import last_transform
 
 SHAPE = (1, 24, 24, 24)
@@ -136,3 +138,27 @@ def test_last_transforms_are_known_of_monais_datasets_and_ours() -> None:
     assert last_transform(Brightening([1], crop)) is None
     assert last_transform([1]) is None
     assert last_transform(Dataset([1])) is None
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 2}, {"num_workers": 1, "worker_type": "thread"}])
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+def test_patches_of_lazily_read_volumes_are_those_of_whole_ones(
+    workers: dict[str, Any], slope: float, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    items = []
+    for i in range(3):
+        image = nib.Nifti1Image(rng.integers(0, 99, (20, 21, 22)).astype(np.int16), np.diag([2, 3, 4, 1]))
+        image.header.set_slope_inter(slope, 0 if slope == 1 else 3)
+        nib.save(image, tmp_path / f"{i}.nii")
+        items.append({"image": str(tmp_path / f"{i}.nii")})
+    batches = {}
+    for lazy_read in (False, True):
+        load = LoadVolumed("image", ensure_channel_first=True, lazy_read=lazy_read)
+        scaling = [Flipd("image", 1), ScaleIntensityRanged("image", 0, 9, 0, 1)]
+        for name, between in {"as they are": [], "scaled": scaling}.items():
+            crop = RandUniformPatchd("image", (17, 16, 18), num_samples=3)
+            batches[lazy_read, name] = drawn(Dataset(items, Compose([load, *between, crop])), **workers)
+    for name in ("as they are", "scaled"):
+        for whole, lazily in zip(batches[False, name], batches[True, name], strict=True):
+            assert torch.equal(whole, lazily)

@@ -13,8 +13,9 @@ import torch
 from monai.transforms import CastToTyped, Compose, Flipd, Transform
 
 from monai_patchqueue import LoadVolumed, RandLabelPatchd, RandWeightedPatchd
+from monai_patchqueue.io.lazy_tensor import LazyTensor
 from monai_patchqueue.sampling import LabelIndex, WeightIndex
-from monai_patchqueue.transforms import _kept, _stored
+from monai_patchqueue.transforms import _stored
 from monai_patchqueue.transforms._kept import KeptIndices
 
 SHAPE = (20, 18, 16)
@@ -145,6 +146,10 @@ def test_threads_do_not_share_an_index() -> None:
     assert found[0] is not found[1]
 
 
-def test_only_lazily_read_volumes_have_a_source() -> None:
-    assert _kept.source_of(np.zeros((1, 2, 2))) is None
-    assert _kept.source_of(torch.zeros(1, 2, 2)) is None
+def test_a_known_label_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "label.nii"
+    save(file)
+    found = [starts(CROPS["label"](), file, Flipd("label", 0))]
+    monkeypatch.setattr(LazyTensor, "numbers", None)
+    found.append(starts(CROPS["label"](), file, Flipd("label", 0)))
+    assert found[0] == found[1]
