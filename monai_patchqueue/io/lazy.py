@@ -30,7 +30,7 @@ class LazyVolume:
         scaling: from stored numbers to intensities.
         meta: metadata, with the ``affine``.
         channel_axis: the axis of ``stored`` that has the channels; None if there is none, and one is to be added.
-        source: tells the volume's content from any other's, for what is kept of it; None keeps nothing.
+        source: tells what is stored from all else, so that what is found out of it can be kept; None: it is not.
 
     Example:
         >>> volume = LazyVolume(np.arange(6, dtype=np.int16).reshape(2, 3), Scaling(0.5, dtype=np.dtype(np.float32)))
@@ -51,11 +51,12 @@ class LazyVolume:
         channel_axis: int | None = None,
         source: Hashable = None,
     ) -> None:
-        self.source = source
         self._stored = stored
         self._scaling = scaling
         self._channel_axis = None if channel_axis is None else range(len(stored.shape))[channel_axis]
         self.meta = {MetaKeys.AFFINE: torch.eye(4, dtype=torch.float64)} if meta is None else meta
+        self.source = None if source is None else (source, scaling, self._channel_axis)
+        """What tells the volume's values from any others; None where that is not known."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -105,6 +105,22 @@ def test_what_is_done_to_a_label_before_makes_another_index(tmp_path: Path, made
     assert len(made) == 3 + 6
 
 
+def test_another_dtype_or_scale_makes_another_index(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(0.6, 0)
+    nib.save(image, tmp_path / "label.nii")
+    found = {}
+    for lazy_read in (False, True):
+        for dtype in (np.int16, np.float32):
+            load = LoadVolumed("label", ensure_channel_first=True, lazy_read=lazy_read, dtype=dtype)
+            crop = RandLabelPatchd("label", "label", 4, 20).set_random_state(0)
+            patches = crop(load({"label": str(tmp_path / "label.nii")}))
+            found[lazy_read, dtype] = [patch["label"].meta["patch_location"] for patch in patches]
+    assert found[True, np.int16] == found[False, np.int16]
+    assert found[True, np.float32] == found[False, np.float32]
+    assert found[True, np.int16] != found[True, np.float32]
+
+
 def test_labels_in_memory_are_not_taken_for_known_ones(tmp_path: Path, made: list[str]) -> None:
     file = tmp_path / "label.nii"
     save(file)

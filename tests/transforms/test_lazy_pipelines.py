@@ -60,6 +60,8 @@ from monai_patchqueue import (
     RandWeightedPatchd,
 )
 from monai_patchqueue.io.regions import StoredFile
+from monai_patchqueue.transforms import _stored
+from monai_patchqueue.transforms._kept import KeptIndices
 from tests.nifti_files import AFFINE, assert_same_meta, assert_same_volume, voxels, write_nifti
 from tests.volumes import blobs
 
@@ -226,9 +228,10 @@ def voxels_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_pipeline_reads_patches_and_the_label_once(
-    files: dict[str, dict[str, str]], file: str, voxels_read: dict[str, int]
+    files: dict[str, dict[str, str]], file: str, voxels_read: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for dtype in (np.float32, None):
+        monkeypatch.setattr(_stored, "kept_indices", KeptIndices())
         voxels_read.clear()
         ours = patches_of(files[file], [*PIPELINE, CROP], True, dtype)
         patch = 8 * 7 * 6
