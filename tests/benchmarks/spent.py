@@ -19,7 +19,7 @@ ROWS = (
     ("ram-0", "patchqueue-cache-index", "limit-copy"),
     ("ram", "patchqueue-cache-index", "limit-copy"),
 )
-READING = ("ram-0", "limit-ram")
+READING = ("ram", "limit-ram")
 """Gathering a batch of 64³ and reading it, which any loader's consumer does."""
 
 
