@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from .inflate import PIECE, GzipStream
 from .regions import StoredFile, check_length, fill_from
+from .reused_memory import decompressed
 from .scaling import Scaling, pieces
 
 __all__ = ["NiftiVoxels", "is_nifti", "open_nifti"]
@@ -79,10 +80,14 @@ class NiftiVoxels:
         """The same voxels, without some of the axes of length 1."""
         return NiftiVoxels(self.file, self.compressed, self.offset, shape, self.stored_dtype, self.scaling)
 
-    def read(self, scaling: Scaling) -> np.ndarray:
+    def read(self, scaling: Scaling, out: np.ndarray | None = None) -> np.ndarray:
         """The whole volume, converted, in the file's order of axes (Fortran's).
 
         The file is read, decompressed and converted piece by piece, so that memory is passed over once.
+
+        Args:
+            scaling: what to do to the numbers.
+            out: where to put them, of one axis; new memory by default.
 
         Raises:
             OSError: the file is truncated or corrupt.
@@ -91,7 +96,7 @@ class NiftiVoxels:
         target = scaling.result_dtype(self.stored_dtype)
         with open(self.file, "rb", buffering=0) as file:
             fill, finish = self._source(file)
-            out = np.empty(count, target)
+            out = np.empty(count, target) if out is None else out
             if scaling.is_identity and target == self.stored_dtype:
                 fill(out)
             else:
@@ -107,7 +112,8 @@ class NiftiVoxels:
     def regions(self, mmap: bool) -> StoredFile | np.ndarray:
         """What regions of the stored numbers can be read from: the file, or all of them in memory if compressed."""
         if self.compressed:
-            return self.read(Scaling(dtype=self.stored_dtype))
+            out = decompressed.take(math.prod(self.shape), self.stored_dtype)
+            return self.read(Scaling(dtype=self.stored_dtype), out)
         return StoredFile(self.file, self.offset, self.shape, self.stored_dtype, "F", mmap)
 
     def _source(self, file: BinaryIO) -> tuple[Callable[[np.ndarray], None], Callable[[], None]]:

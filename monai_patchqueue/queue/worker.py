@@ -15,6 +15,7 @@ from monai.data import CacheDataset
 from torch.utils.data import Dataset
 
 from ..io.lazy_tensor import LazyTensor
+from ..io.reused_memory import decompressed
 from .freed_memory import keep_freed_memory
 from .lent_items import lending
 from .record import Patch, VolumeRecord, array_specs, as_tensor, first_difference, pack
@@ -27,6 +28,9 @@ from .traces import TraceNames, transform_ids
 from .view_patches import giving_views, last_transform
 
 __all__ = ["MisfitError", "PreparedVolume", "Preparer", "Recipe", "spread", "write"]
+
+KEPT_VOLUMES = 2
+"""Decompressed volumes, an image and its label say, whose memory a worker process keeps for the next ones."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Preparer:
         if where == "process":
             torch.set_num_threads(1)
             keep_freed_memory()
+            decompressed.keep(KEPT_VOLUMES)
 
     def __call__(self, ticket: Ticket) -> PreparedVolume:
         """Prepare one volume.
