@@ -13,6 +13,7 @@ from monai.transforms import BorderPad, InvertibleTransform, LazyTransform, Spat
 from monai.transforms.traits import MultiSampleTrait
 from monai.utils import TraceKeys, TransformBackends
 
+from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry
 from ._arguments import Count, as_int, check_border, check_count, check_size
 from ._meta import PatchMeta
@@ -68,12 +69,14 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
             meta = PatchMeta(volume, starts, geometry, self.get_transform_info())
             if lazy:
                 return [meta.cut_lazily(i, volume) for i in range(len(rows))]
+        if isinstance(volume, StoredVolume) and kind != "array" and not self.copies:
+            volume = volume.lazily()
         if isinstance(volume, torch.Tensor):
             volume = in_memory(volume)
         fill = fill or self._fill or Fill()
         patches = [cut(volume, row, geometry, fill, self.copies) for row in rows]
         if meta is None and kind in ("MetaTensor", "tensor"):
-            patches = [torch.from_numpy(patch) for patch in patches]
+            patches = [torch.as_tensor(patch) for patch in patches]
         return patches if meta is None else [meta.wrap(i, patch) for i, patch in enumerate(patches)]
 
     def inverse(self, patch: MetaTensor) -> MetaTensor:
