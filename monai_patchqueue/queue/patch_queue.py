@@ -100,6 +100,11 @@ class PatchQueue:
         """Replacements tried for volumes of the epoch under way, by entry."""
         return dict(self._current.replaced) if self._current else {}
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether any volume has failed that was not replaced."""
+        return bool(self._failed)
+
     def open(
         self,
         plan: Plan,

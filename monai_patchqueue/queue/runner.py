@@ -148,6 +148,7 @@ class BackgroundRunner(Runner):
         self._over = False
         self._error: BaseException | None = None
         self._opening: tuple[Plan, Plan | None, int, Mapping[int, int] | None] | None = None
+        self._guessed = False  # the plan is of an epoch that nobody has asked for yet
         self._upcoming: Plan | None = None  # of the epoch that probably follows
         self._expected: Plan | None = None  # the same, where the queue is still to hear of it
         self._broken: BaseException | None = None
@@ -168,11 +169,11 @@ class BackgroundRunner(Runner):
             if self._broken is not None:
                 raise self._broken
             untouched = self._plan == plan and not self._handed_out and not self._error and not batches
-            if untouched:
+            if untouched and not self.queue.has_failures:
                 self._expected = upcoming
             else:
                 self._begin(plan, upcoming, batches, replaced)
-            self._upcoming = upcoming
+            self._guessed, self._upcoming = False, upcoming
         self._producer.wake()
 
     def _begin(
@@ -180,7 +181,7 @@ class BackgroundRunner(Runner):
     ) -> None:
         self._plan, self._handed_out, self._error = plan, False, None
         self._opening, self._expected = (plan, upcoming, batches, replaced), None
-        self._ahead, self._over = None, False
+        self._ahead, self._over, self._guessed = None, False, False
 
     def next(self, timeout: float | None = None) -> Batch | None:
         with self._changed:
@@ -196,7 +197,7 @@ class BackgroundRunner(Runner):
             if batch is None and self._upcoming is not None:
                 # The first batch of the epoch that probably follows is assembled before it is asked for, too.
                 self._begin(self._upcoming, None)
-                self._upcoming = None
+                self._guessed, self._upcoming = True, None
         self._producer.wake()
         return batch
 
@@ -236,6 +237,8 @@ class BackgroundRunner(Runner):
     def _turn(self) -> None:
         with self._changed:
             opening, self._opening = self._opening, None
+            if self._guessed and self.queue.has_failures:
+                opening = self._plan = None  # what has failed ahead is tried again when its epoch begins
             expected, self._expected = self._expected, None
             if opening is not None:
                 self._batches = opening[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor, set_track_meta
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import ClassesToIndicesd, RandCropByLabelClassesd, RandWeightedCropd
 
 from monai_patchqueue import LabelIndexd, RandLabelPatchd, RandWeightedPatchd, WeightIndexd
@@ -123,9 +123,13 @@ class _Indexed:
 
 def _tracked(transform: Any, tracked: bool, finish: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
     def run(item: Any) -> Any:
+        before = get_track_meta()
         set_track_meta(tracked)
-        result = transform(item)
-        return result if finish is None else finish(result)
+        try:
+            result = transform(item)
+            return result if finish is None else finish(result)
+        finally:
+            set_track_meta(before)
 
     return run
 
