@@ -9,7 +9,29 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["ReusedMemory", "decompressed"]
+__all__ = ["ReusedMemory", "decompressed", "is_idle"]
+
+
+def _references(buffers: list[np.ndarray[Any, Any]], index: int) -> int:
+    return sys.getrefcount(buffers[index])
+
+
+_WHEN_IDLE = _references([np.empty(1, np.uint8)], 0)
+
+
+def is_idle(buffers: list[np.ndarray[Any, Any]], index: int) -> bool:
+    """Whether nothing but the list refers to a buffer that owns its memory: no view of it, and no tensor over it.
+
+    Example:
+        >>> buffers = [np.empty(8, np.uint8)]
+        >>> view = buffers[0][2:4].view(np.int16)
+        >>> is_idle(buffers, 0)
+        False
+        >>> del view
+        >>> is_idle(buffers, 0)
+        True
+    """
+    return _references(buffers, index) <= _WHEN_IDLE
 
 
 class ReusedMemory(threading.local):
@@ -34,7 +56,6 @@ class ReusedMemory(threading.local):
     def __init__(self) -> None:
         self._most = 0
         self._buffers: list[np.ndarray[Any, Any]] = []
-        self._references_when_idle = self._references([np.empty(1, np.uint8)], 0)
 
     def keep(self, most: int) -> None:
         """Keep the memory of so many arrays from now on."""
@@ -43,9 +64,7 @@ class ReusedMemory(threading.local):
     def take(self, count: int, dtype: np.dtype[Any]) -> np.ndarray:
         """An array of one axis, with any content, whose memory nobody else refers to."""
         nbytes = count * dtype.itemsize
-        idle = [
-            i for i in range(len(self._buffers)) if self._references(self._buffers, i) <= self._references_when_idle
-        ]
+        idle = [i for i in range(len(self._buffers)) if is_idle(self._buffers, i)]
         fitting = [i for i in idle if nbytes <= self._buffers[i].nbytes <= 2 * nbytes]
         if fitting:
             buffer = self._buffers[fitting[0]]
@@ -56,10 +75,6 @@ class ReusedMemory(threading.local):
             if len(self._buffers) < self._most:
                 self._buffers.append(buffer)
         return buffer[:nbytes].view(dtype)
-
-    @staticmethod
-    def _references(buffers: list[np.ndarray[Any, Any]], index: int) -> int:
-        return sys.getrefcount(buffers[index])
 
 
 decompressed = ReusedMemory()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
 from monai.utils import TraceKeys
 
+from ..io.reused_memory import is_idle
 from .epoch import DrawnPatch
 from .meta_rows import MetaRows
 from .record import own_copy
@@ -37,7 +37,6 @@ class BufferPool:
     def __init__(self, most: int = 8) -> None:
         self._most = most
         self._buffers: dict[int, list[np.ndarray[Any, Any]]] = {}
-        self._idle_count = self._references_when_idle()
 
     def take(self, nbytes: int) -> torch.Tensor:
         """``nbytes`` bytes that nothing else refers to."""
@@ -46,19 +45,12 @@ class BufferPool:
     def _take(self, nbytes: int) -> np.ndarray[Any, Any]:
         buffers = self._buffers.setdefault(nbytes, [])
         for index in range(len(buffers)):
-            if self._references(buffers, index) <= self._idle_count:
+            if is_idle(buffers, index):
                 return buffers[index]
         buffer = np.empty(nbytes, np.uint8)
         if len(buffers) < self._most:
             buffers.append(buffer)
         return buffer
-
-    @staticmethod
-    def _references(buffers: list[np.ndarray[Any, Any]], index: int) -> int:
-        return sys.getrefcount(buffers[index])
-
-    def _references_when_idle(self) -> int:
-        return self._references([np.empty(1, np.uint8)], 0)
 
 
 class Assembler:

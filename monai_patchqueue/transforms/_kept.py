@@ -56,7 +56,7 @@ class UnreadGuide:
 
     Args:
         guide: channel-first, without pending operations.
-        source: what tells it from any other; None where that is not known.
+        source: what tells it from any other.
     """
 
     def __init__(self, guide: LazyTensor, source: Hashable) -> None:

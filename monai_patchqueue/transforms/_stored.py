@@ -103,8 +103,8 @@ def index_label(label: np.ndarray | StoredVolume | UnreadGuide) -> LabelIndex | 
     """The index of a label, wherever it lies; that of a file is kept."""
     if isinstance(label, StoredVolume):
         return StoredLabelIndex(label)
-    if isinstance(label, np.ndarray) or label.source is None:
-        return LabelIndex(label if isinstance(label, np.ndarray) else label.numbers)
+    if isinstance(label, np.ndarray):
+        return LabelIndex(label)
     index: LabelIndex = kept_indices.get(("label", label.source), lambda: LabelIndex(label.numbers, keep_runs=False))
     return index
 

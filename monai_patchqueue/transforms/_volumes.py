@@ -121,7 +121,10 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
     stored = guide.untouched() if isinstance(guide, LazyTensor) else guide
     if isinstance(stored, StoredVolume):
         return stored  # whose index reads of it what is needed
-    return UnreadGuide(guide, guide.source()) if isinstance(guide, LazyTensor) else as_array(guide)
+    if not isinstance(guide, LazyTensor):
+        return as_array(guide)
+    source = guide.source()
+    return guide.numbers() if source is None else UnreadGuide(guide, source)
 
 
 def in_memory(volume: torch.Tensor) -> torch.Tensor:
