@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import monai.bundle
 import pytest
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.utils import set_determinism
 
 import monai_patchqueue
 from monai_patchqueue import PatchQueueLoader
@@ -24,14 +21,6 @@ STEPS = VOLUMES - VALIDATION
 @pytest.fixture(scope="module", params=[".json", ".yaml"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("from_python") / "bundle", "brats_mri", request.param)
-
-
-@pytest.fixture(autouse=True)
-def global_state_is_restored() -> Iterator[None]:
-    random_state = torch.get_rng_state()
-    yield
-    set_determinism(None)
-    torch.set_rng_state(random_state)
 
 
 def settings(folder: Path, target: str = "PatchQueueLoader") -> dict[str, Any]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import monai
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
@@ -66,16 +65,6 @@ def documented_settings() -> dict[str, str]:
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("bundle") / "data"
     return make_synthetic_dataset(folder, num_volumes=VOLUMES, shape=(40, 36, 32), progress=False)
-
-
-@pytest.fixture(autouse=True)
-def global_state_is_restored() -> Iterator[None]:
-    """The config's `initialize` makes the process deterministic and sets its number of threads."""
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    monai.utils.set_determinism(None)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(random_state)
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import monai
 import nibabel as nib
 import numpy as np
 import pytest
@@ -47,16 +45,6 @@ def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("models") / "model.pt"
     torch.save(network.state_dict(), file)
     return file
-
-
-@pytest.fixture(autouse=True)
-def global_state_is_restored() -> Iterator[None]:
-    """The configs' `initialize` makes the process deterministic and sets its number of threads."""
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    monai.utils.set_determinism(None)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(random_state)
 
 
 def files(*names: str) -> list[str]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import monai
 import pytest
-import torch
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 
@@ -30,16 +27,6 @@ SMALL |= {"patch_size": [16, 16, 16], "checkpoint_interval": 100}
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("bundle") / "data"
     return make_synthetic_dataset(folder, num_volumes=4, shape=(40, 36, 32), progress=False)
-
-
-@pytest.fixture(autouse=True)
-def global_state_is_restored() -> Iterator[None]:
-    """Bundles make the process deterministic and set its number of threads."""
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    monai.utils.set_determinism(None)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(random_state)
 
 
 def train(configs: list[Path], **settings: Any) -> tuple[RandomQueueDataset, Any]:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from monai.utils import set_determinism
 
 from monai_patchqueue import PatchQueueLoader
 from tests.bundles.zoo import BUNDLES, VALIDATION, VOLUMES, write_bundle
@@ -41,14 +39,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def global_state_is_restored() -> Iterator[None]:
-    """Bundles make the process deterministic."""
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+def one_thread(global_state_is_restored: None) -> None:
     torch.set_num_threads(1)
-    yield
-    set_determinism(None)
-    torch.set_num_threads(threads)
-    torch.set_rng_state(random_state)
 
 
 def make(config: Path | list[Path], **settings: Any) -> ConfigWorkflow:
