@@ -6,7 +6,9 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import monai
 import pytest
+import torch
 
 from tests.programs import Interpreter
 
@@ -22,6 +24,16 @@ def what_is_imported_stays() -> None:
 def nothing_is_left_of_other_modules() -> None:
     """Loaders that nobody refers to are gone, with workers and memory, before those of this module are counted."""
     gc.collect()
+
+
+@pytest.fixture
+def global_state_is_restored() -> Iterator[None]:
+    """Bundles' ``initialize`` makes the process deterministic and sets its number of threads."""
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    monai.utils.set_determinism(None)
+    torch.set_num_threads(threads)
+    torch.set_rng_state(random_state)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from tests.bundles.zoo import BUNDLES, VALIDATION, VOLUMES, write_bundle, write_
 OVERRIDE = Path(__file__).parents[2] / "bundles" / "overrides" / "queue.json"
 STEPS = VOLUMES - VALIDATION
 
+pytestmark = pytest.mark.usefixtures("global_state_is_restored")
+
 
 @pytest.fixture(scope="module", params=[".json", ".yaml"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:

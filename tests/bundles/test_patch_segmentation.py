@@ -25,6 +25,8 @@ METADATA = BUNDLE / "configs" / "metadata.json"
 REAL_DATA = os.environ.get("PATCHQUEUE_TEST_DATA")
 VOLUMES = 4
 
+pytestmark = pytest.mark.usefixtures("global_state_is_restored")
+
 
 def start_bundle(interpreter: Interpreter, folder: Path, fresh: bool = False, **settings: object) -> Program:
     """Begin to train as a user does, in a process and a working folder of its own."""

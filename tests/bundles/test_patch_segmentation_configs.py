@@ -26,6 +26,8 @@ BUNDLE = Path(__file__).parents[2] / "bundles" / "patch_segmentation"
 CONFIGS = BUNDLE / "configs"
 VOLUMES = 4
 
+pytestmark = pytest.mark.usefixtures("global_state_is_restored")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

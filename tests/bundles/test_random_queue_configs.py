@@ -22,6 +22,8 @@ OVERRIDE = ROOT / "bundles" / "overrides" / "random_queue.json"
 SMALL = {"max_epochs": 2, "val_interval": 2, "num_samples": 6, "batch_size": 4, "num_workers": 1}
 SMALL |= {"patch_size": [16, 16, 16], "checkpoint_interval": 100}
 
+pytestmark = pytest.mark.usefixtures("global_state_is_restored")
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
