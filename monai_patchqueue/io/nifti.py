@@ -20,7 +20,7 @@ from .regions import StoredFile, check_length, fill_from
 from .reused_memory import decompressed
 from .scaling import Scaling, pieces
 
-__all__ = ["NiftiVoxels", "is_nifti", "open_nifti"]
+__all__ = ["NiftiVoxels", "is_nifti", "nifti_files", "open_nifti"]
 
 SINGLE = {348: (nib.Nifti1Image, 344, b"n+1"), 540: (nib.Nifti2Image, 4, b"n+2")}
 """Size of the header → class, place of the magic number, and the magic number."""
@@ -140,6 +140,18 @@ def is_nifti(file: str) -> bool:
     return file.lower().endswith((".nii", ".nii.gz", ".hdr", ".img"))
 
 
+def nifti_files(file: str) -> tuple[str, str]:
+    """The files that have the header and the voxels: two if one of a .hdr and .img pair is given, else the file itself.
+
+    >>> nifti_files("a.nii"), nifti_files("a.img")
+    (('a.nii', 'a.nii'), ('a.hdr', 'a.img'))
+    """
+    lower = file.lower()
+    header = file[:-4] + (".HDR" if file.endswith(".IMG") else ".hdr") if lower.endswith(".img") else file
+    voxels = file[:-4] + (".IMG" if file.endswith(".HDR") else ".img") if lower.endswith(".hdr") else file
+    return header, voxels
+
+
 def open_nifti(file: str) -> Any | None:
     """A nibabel image whose ``dataobj`` is :class:`NiftiVoxels`; only the header is read here.
 
@@ -156,12 +168,10 @@ def open_nifti(file: str) -> Any | None:
         >>> open_nifti("image.png") is None
         True
     """
-    lower = file.lower()
     if not is_nifti(file):
         return None
-    compressed = lower.endswith(".gz")
-    header_file = file[:-4] + (".HDR" if file.endswith(".IMG") else ".hdr") if lower.endswith(".img") else file
-    voxel_file = file[:-4] + (".IMG" if file.endswith(".HDR") else ".img") if lower.endswith(".hdr") else file
+    compressed = file.lower().endswith(".gz")
+    header_file, voxel_file = nifti_files(file)
     if not (os.path.exists(header_file) and os.path.exists(voxel_file)):
         return None
     header = _read_header(header_file, compressed, paired=header_file != voxel_file)

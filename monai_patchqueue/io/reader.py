@@ -7,12 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from monai.data.image_reader import NibabelReader
 from monai.data.utils import correct_nifti_header_if_necessary
 from monai.utils import ensure_tuple
 
-from .nifti import NiftiVoxels, open_nifti
+from .nifti import open_nifti
 
 __all__ = ["FastNiftiReader"]
 
@@ -33,6 +32,7 @@ class FastNiftiReader(NibabelReader):
     Example:
         >>> import tempfile
         >>> import nibabel
+        >>> import numpy as np
         >>> from monai.transforms import LoadImage
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), f"{folder}/a.nii.gz")
@@ -78,13 +78,3 @@ class FastNiftiReader(NibabelReader):
     def _open(self, file: Any, kwargs: dict[str, Any]) -> Any:
         image = None if self.to_gpu or kwargs or self.kwargs else open_nifti(os.fspath(file))
         return super().read(file, **kwargs) if image is None else correct_nifti_header_if_necessary(image)
-
-
-class HeaderReader(FastNiftiReader):
-    """Gives all that :class:`FastNiftiReader` does but the voxels, in the place of which there is an array of zeros."""
-
-    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
-        if isinstance(img.dataobj, NiftiVoxels):
-            return np.broadcast_to(np.zeros((), img.dataobj.dtype), img.dataobj.shape)
-        voxels: np.ndarray = super()._get_array_data(img, filename)
-        return voxels

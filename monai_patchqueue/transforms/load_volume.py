@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NumpyReader, get_track_meta
-from monai.data.utils import is_no_channel
 from monai.transforms import LoadImage, LoadImaged
-from monai.transforms.io.array import switch_endianness
-from monai.utils import ImageMetaKey, MetaKeys, PostFix, SpaceKeys, ensure_tuple, get_equivalent_dtype
+from monai.utils import MetaKeys, PostFix, SpaceKeys, ensure_tuple, get_equivalent_dtype
 
+from ..io.headers import HeaderOptions, channel_axis, nifti_header, npy_header, tidied
 from ..io.lazy import LazyVolume
 from ..io.lazy_meta_tensor import LazyMetaTensor
-from ..io.nifti import NiftiVoxels, is_nifti
-from ..io.reader import FastNiftiReader, HeaderReader
-from ..io.regions import StoredFile
+from ..io.nifti import is_nifti
+from ..io.reader import FastNiftiReader
 from ..io.scaling import Scaling
 from ..io.zarr_arrays import is_zarr, open_zarr
 
@@ -99,15 +97,17 @@ class LoadVolume(LoadImage):
         self.lazy_read = lazy_read
         self.mmap = mmap
         self._channel_dim = kwargs.get("channel_dim")
-        self._headers: Any = None
-        self._arrays: Any = None
+        self._nifti_options: dict[str, Any] | None = None
+        self._npy_options: dict[str, Any] | None = None
         target = None if dtype is None else np.dtype(get_equivalent_dtype(dtype, np.ndarray))
         if reader is None:
-            self.register(_made_for(FastNiftiReader, args, kwargs))
-        if reader is None and target not in _WIDER:
-            headers = _made_for(HeaderReader, args, kwargs)
-            self._headers = None if headers.as_closest_canonical else headers
-            self._arrays = _made_for(NumpyReader, args, kwargs)
+            nifti, npy = _made_for(FastNiftiReader, args, kwargs), _made_for(NumpyReader, args, kwargs)
+            self.register(nifti)
+            if target not in _WIDER:
+                self._npy_options = {"channel_dim": npy.channel_dim}
+            if target not in _WIDER and not (nifti.as_closest_canonical or nifti.to_gpu or nifti.kwargs):
+                squeeze = nifti.squeeze_non_spatial_dims
+                self._nifti_options = {"channel_dim": nifti.channel_dim, "squeeze_non_spatial_dims": squeeze}
         self._target = target
 
     def __call__(self, filename: Any, reader: Any = None) -> Any:
@@ -147,19 +147,15 @@ class LoadVolume(LoadImage):
 
     def _nifti(self, name: str) -> Any | None:
         """The volume of a NIfTI file; None if it is one for MONAI's readers."""
-        image = None if self._headers is None or not get_track_meta() else self._headers.read(name)
-        voxels = getattr(image, "dataobj", None)
-        if not isinstance(voxels, NiftiVoxels):
+        if self._nifti_options is None or not get_track_meta():
             return None
-        zeros, meta = self._headers.get_data(image)
-        voxels = voxels.reshaped(zeros.shape)
-        target = _WIDER.get(voxels.dtype, voxels.dtype) if self._target is None else self._target
-        scaling = voxels.converted_to(target)
-        axis = _channel_axis(meta)
-        meta = self._tidy(meta, name, len(voxels.shape))
+        header = nifti_header(name, self._header_options(**self._nifti_options))
+        if header is None:
+            return None
+        voxels, axis, meta = header.voxels, header.channel_axis, header.meta()
+        scaling = voxels.converted_to(self._target_of(voxels.dtype))
         if self.lazy_read:
-            source = _file_state(voxels.file)
-            return LazyVolume(voxels.regions(self.mmap), scaling, meta, axis, source)
+            return LazyVolume(voxels.regions(self.mmap), scaling, meta, axis, header.source)
         array = voxels.read(scaling)
         if self.ensure_channel_first:
             array = array[None] if axis is None else np.moveaxis(array, axis, 0)
@@ -167,24 +163,20 @@ class LoadVolume(LoadImage):
 
     def _npy(self, name: str) -> Any | None:
         """The volume of a .npy file, if it is to be read lazily; None if it is one for MONAI's readers."""
-        if not self.lazy_read or self._arrays is None or not get_track_meta():
+        if not self.lazy_read or self._npy_options is None or not get_track_meta():
             return None
-        mapped = np.load(name, mmap_mode="r")
-        if mapped.dtype.kind not in "biuf" or not mapped.size or not mapped.ndim:
+        header = npy_header(name, self._header_options(**self._npy_options))
+        if header is None:
             return None
-        _, meta = self._arrays.get_data(mapped)
-        order = "C" if mapped.flags.c_contiguous else "F"
-        stored = StoredFile(name, mapped.offset, mapped.shape, mapped.dtype, order, self.mmap)
-        target = _WIDER.get(mapped.dtype, mapped.dtype) if self._target is None else self._target
-        axis = _channel_axis(meta)
-        meta = self._tidy(meta, name, mapped.ndim)
-        volume = LazyVolume(stored, Scaling(dtype=np.dtype(target)), meta, axis, _file_state(name))
+        stored = header.voxels.regions(self.mmap)
+        scaling = Scaling(dtype=self._target_of(stored.dtype))
+        volume = LazyVolume(stored, scaling, header.meta(), header.channel_axis, header.source)
         return LazyMetaTensor.of(volume, order="C")  # which MONAI's readers bring it into
 
     def _zarr(self, name: str) -> Any:
         """The volume in a Zarr store."""
         stored, layout, _ = open_zarr(name, self._channel_dim)
-        target = stored.dtype.newbyteorder("=") if self._target is None else self._target
+        target = self._target_of(stored.dtype.newbyteorder("="))
         meta = {
             MetaKeys.AFFINE: layout.affine,
             MetaKeys.ORIGINAL_AFFINE: layout.affine.copy(),
@@ -192,30 +184,22 @@ class LoadVolume(LoadImage):
             MetaKeys.SPACE: SpaceKeys.RAS,
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0 if layout.has_channels else float("nan"),
         }
-        axis = _channel_axis(meta)
+        axis = channel_axis(meta)
         tracked = get_track_meta()
-        meta = self._tidy(meta, name, len(stored.shape)) if tracked else {}
-        volume = LazyVolume(stored, Scaling(dtype=np.dtype(_WIDER.get(target, target))), meta, axis)
+        meta = tidied(meta, name, len(stored.shape), self._header_options()) if tracked else {}
+        volume = LazyVolume(stored, Scaling(dtype=target), meta, axis)
         if self.lazy_read and tracked:
             return volume
         whole = volume.load() if tracked else torch.from_numpy(volume[()])
         return whole if self.ensure_channel_first or axis is not None else whole[0]
 
-    def _tidy(self, meta: dict[Any, Any], name: str, ndim: int) -> dict[Any, Any]:
-        """Metadata as ``LoadImage`` gives them."""
-        meta = switch_endianness(meta, "<")
-        meta[ImageMetaKey.FILENAME_OR_OBJ] = name
-        stand_in = MetaTensor.ensure_torch_and_prune_meta(
-            np.zeros([1] * ndim), meta, self.simple_keys, pattern=self.pattern, sep=self.sep
-        )
-        tidied: dict[Any, Any] = stand_in.meta
-        return tidied
+    def _header_options(self, **of_reader: Any) -> HeaderOptions:
+        return HeaderOptions(self.simple_keys, self.pattern, self.sep, **of_reader)
 
-
-def _file_state(file: str) -> tuple[Any, ...]:
-    """What changes with a file's content."""
-    status = os.stat(file)
-    return file, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    def _target_of(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype that intensities of a dtype are converted to."""
+        target = dtype if self._target is None else self._target
+        return np.dtype(_WIDER.get(target, target))
 
 
 def _made_for(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -224,11 +208,6 @@ def _made_for(kind: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return kind(*args, **kwargs)
     except TypeError:
         return kind()
-
-
-def _channel_axis(meta: dict[Any, Any]) -> int | None:
-    channel = meta[MetaKeys.ORIGINAL_CHANNEL_DIM]
-    return None if is_no_channel(channel) else int(channel)
 
 
 class LoadVolumed(LoadImaged):
