@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +16,8 @@ from .choose import choose
 from .geometry import Box
 from .memory_order import AxisOrder
 from .recent import remember
-from .regions import Read, Region, RowRegion, RunRegion, Runs, find_runs
+from .regions import Read, Region, RowRegion, RunRegion, find_runs, pieces
+from .trials import Member, try_voxels
 
 __all__ = ["LabelIndex", "LabelRule"]
 
@@ -60,13 +63,14 @@ class Group(NamedTuple):
 class LabelIndex:
     """Where the classes of a label lie, as runs in memory order; for any number of boxes of legal centers.
 
+    Voxels of frequent classes are drawn by trial (see :func:`try_voxels`), and a box's runs are found when that fails.
     The label itself is not kept: the same label is handed to :meth:`draw` again.
 
     Args:
         label: channel-first, of any dtype and any memory order. With one channel its values are the classes; with
             several a class is a channel's index, and a voxel belongs to each class whose channel is > 0 there.
-        max_runs: with more runs than this the index falls back on counts per row; by default a sixteenth of the voxels.
-        keep_runs: keep the runs for other boxes than those that were drawn from.
+        max_runs: where a box has more runs than this the index falls back on counts per row; by default a sixteenth of
+            its voxels.
 
     >>> label = np.array([[[0, 0, 0], [0, 1, 2]]])
     >>> index = LabelIndex(label)
@@ -76,21 +80,12 @@ class LabelIndex:
     [[1, 2], [1, 2]]
     """
 
-    def __init__(self, label: np.ndarray, max_runs: int | None = None, keep_runs: bool = True) -> None:
-        self._keep_runs = keep_runs
+    def __init__(self, label: np.ndarray, max_runs: int | None = None) -> None:
         self.channels = label.shape[0]
         self._order = AxisOrder.of(label[0])
         self._shape = tuple(label.shape[1:][axis] for axis in self._order.axes)
-        self._max_runs = max(4096, prod(self._shape) // 16) if max_runs is None else max_runs
-        self._runs: dict[Layer, Runs | None] = {}
+        self._max_runs = max_runs
         self._regions: dict[tuple[Layer, Box], Region] = {}
-
-    def prepare(self, label: np.ndarray) -> None:
-        """Find the runs that most rules need now, not at the first draw."""
-        for layer in self._class_layers(self.channels, None):
-            self._find(label, layer)
-        if self.channels > 1:
-            self._find(label, Layer("any"))
 
     def regions(self, label: np.ndarray, box: Box, rule: LabelRule) -> dict[str, RunRegion] | None:
         """All that :meth:`draw` uses of a C-ordered label for a box and a rule; None where the label is too noisy."""
@@ -104,8 +99,8 @@ class LabelIndex:
     ) -> LabelIndex:
         """The index of a C-ordered label whose :meth:`regions` were kept; drawing reads nothing of the label."""
         index = cls.__new__(cls)
-        index.channels, index._shape, index._max_runs, index._keep_runs = shape[0], shape[1:], 0, False
-        index._order, index._runs = AxisOrder(tuple(range(len(shape) - 1))), {}
+        index.channels, index._shape, index._max_runs = shape[0], shape[1:], 0
+        index._order = AxisOrder(tuple(range(len(shape) - 1)))
         index._regions = {(layer, box): regions[layer.name] for layer in cls.layers(shape[0], rule)}
         return index
 
@@ -127,8 +122,7 @@ class LabelIndex:
     @property
     def nbytes(self) -> int:
         """Bytes that the index takes."""
-        runs = sum(found.starts.nbytes + found.values.nbytes for found in list(self._runs.values()) if found)
-        return runs + sum(region.nbytes for region in list(self._regions.values()))
+        return sum(region.nbytes for region in list(self._regions.values()))
 
     def counts(self, label: np.ndarray, box: Box) -> dict[int | float, int]:
         """Voxels per class inside ``box``; classes without any are left out."""
@@ -158,7 +152,11 @@ class LabelIndex:
         Raises:
             ValueError: if classes are to be balanced and a value > 0 is no integer.
         """
-        groups = self._groups(label, self._order.box(box), rule)
+        bounds = self._order.box(box)
+        tried = self._try(label, bounds, rule, n, rng)
+        if tried is not None:
+            return self._order.restore(tried)
+        groups = self._groups(label, bounds, rule)
         weights = np.concatenate([group.weights for group in groups])
         if not (weights > 0).any():
             return None
@@ -172,6 +170,43 @@ class LabelIndex:
                 voxels[mine] = group.region.draw(group.which[picked[mine] - offset], rng, read)
             offset += group.weights.size
         return self._order.restore(voxels)
+
+    def _try(self, label: Any, box: Box, rule: LabelRule, n: int, rng: np.random.RandomState) -> np.ndarray | None:
+        """Voxels drawn by trial, in memory order; None where that does not do."""
+        size = tuple(b - a for a, b in box)
+        weights: list[float] = []
+        numbers: list[np.ndarray] = []
+        for layer in self.layers(self.channels, rule):
+            wanted = _wanted(layer, rule)
+            if wanted is None:
+                return None
+            if not wanted:
+                continue
+            # Channels may overlap, so each layer has looks of its own.
+            weights += (weight for weight, _ in wanted)
+            found = try_voxels(self._look(label, layer, box), prod(size), [member for _, member in wanted], n, rng)
+            if found is None:
+                return None
+            numbers += found
+        if not weights:
+            return None
+        picked = choose(np.cumsum(weights), rng.random_sample(n))
+        drawn = np.stack(numbers)[picked, np.arange(n)]
+        voxels: np.ndarray = np.stack(np.unravel_index(drawn, size), axis=1) + np.array([a for a, _ in box])
+        return voxels
+
+    def _look(self, label: Any, layer: Layer, box: Box) -> Callable[[np.ndarray], np.ndarray]:
+        """Gives the values of voxels of a box by their numbers, from a label that is not in memory by its runs."""
+        if not isinstance(label, np.ndarray):
+            region = self._region(label, layer, box)
+            if isinstance(region, RunRegion):
+                return region.values
+        read, size = self._read(label, layer), tuple(b - a for a, b in box)
+
+        def look(numbers: np.ndarray) -> np.ndarray:
+            return read(tuple(axis + a for axis, (a, _) in zip(np.unravel_index(numbers, size), box, strict=True)))
+
+        return look
 
     def _groups(self, label: np.ndarray, box: Box, rule: LabelRule) -> list[Group]:
         single = self.channels == 1
@@ -187,7 +222,7 @@ class LabelIndex:
         return groups
 
     def _read(self, label: np.ndarray, layer: Layer) -> Read:
-        def channel(c: int, index: tuple[slice | int, ...]) -> np.ndarray:
+        def channel(c: int, index: tuple[slice | int | np.ndarray, ...]) -> np.ndarray:
             part: np.ndarray = self._order.view(label[c])[index]
             return part
 
@@ -196,7 +231,7 @@ class LabelIndex:
         members = range(self.channels) if layer.kind == "any" else [] if layer.channel is None else [layer.channel]
         ignored = None if layer.ignore is None or layer.ignore >= self.channels else layer.ignore
 
-        def read(index: tuple[slice | int, ...]) -> np.ndarray:
+        def read(index: tuple[slice | int | np.ndarray, ...]) -> np.ndarray:
             member = np.logical_or.reduce([channel(c, index) > 0 for c in members]) if members else None
             kept = None if ignored is None else ~(channel(ignored, index) > 0)
             if member is None:
@@ -206,26 +241,35 @@ class LabelIndex:
 
         return read
 
-    def _find(self, label: np.ndarray, layer: Layer) -> Runs | None:
-        if layer in self._runs:
-            return self._runs[layer]
-        runs = find_runs(self._read(label, layer), self._shape, self._max_runs)
-        if self._keep_runs:
-            self._runs[layer] = runs
-        return runs
-
     def _region(self, label: np.ndarray, layer: Layer, box: Box) -> Region:
         """``box`` in memory order."""
         known = self._regions.get((layer, box))
         if known is not None:
             return known
-        runs = self._find(label, layer)
-        region: Region
-        if runs is None:
-            region = RowRegion(self._read(label, layer), self._shape, box)
-        else:
-            region = RunRegion(runs, self._shape, box)
+        read = self._read(label, layer)
+        most = max(4096, prod(b - a for a, b in box) // 16) if self._max_runs is None else self._max_runs
+        runs = find_runs(pieces(read, self._shape, box), most)
+        region = RowRegion(read, self._shape, box) if runs is None else RunRegion(runs, box)
         return remember(self._regions, (layer, box), region, KEPT_REGIONS * self.channels)
+
+
+def _wanted(layer: Layer, rule: LabelRule) -> list[tuple[float, Member]] | None:
+    """Each class of a layer that may be drawn, with its weight; None where any value may be a class."""
+    if layer.kind != "values":
+        weight = rule.classes.get(layer.channel or 0, 0.0) if isinstance(rule.classes, Mapping) else 1.0
+        return [(weight, lambda values: values)] if weight > 0 else []
+    if isinstance(rule.classes, Mapping):
+        wanted = {class_: p for class_, p in rule.classes.items() if p > 0 and class_ != rule.ignore}
+        return [(p, partial(operator.eq, class_)) for class_, p in wanted.items()]
+    if rule.classes == "balanced":
+        return None
+    positive = rule.classes == "positive"
+
+    def member(values: np.ndarray) -> np.ndarray:
+        kept: np.ndarray = values > 0 if positive else np.ones(values.shape, dtype=bool)
+        return kept if rule.ignore is None else kept & (values != rule.ignore)
+
+    return [(1.0, member)]
 
 
 def _weights(region: Region, rule: LabelRule) -> np.ndarray:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -13,15 +14,16 @@ from .geometry import Box
 from .memory_order import blocks
 from .recent import remember
 
-__all__ = ["Read", "Region", "RowRegion", "RunRegion", "Runs", "find_runs"]
+__all__ = ["Read", "Region", "RowRegion", "RunRegion", "find_runs", "pieces"]
 
-Read = Callable[[tuple[slice | int, ...]], np.ndarray]
+Read = Callable[[tuple[slice | int | np.ndarray, ...]], np.ndarray]
 """Gives the values of one layer of a label (the classes, or whether a channel is set) for an index in memory order."""
 KEPT_CLASSES = 64
+WORD = 8  # bytes that are skipped at once where nothing changes
 
 
 class Runs(NamedTuple):
-    """Stretches of equal values in the flat label: where each starts, and its value."""
+    """Stretches of equal values in a flat box: where each starts, and its value."""
 
     starts: np.ndarray
     values: np.ndarray
@@ -43,29 +45,54 @@ class Region(Protocol):
         ...
 
 
-def find_runs(read: Read, shape: tuple[int, ...], max_runs: int) -> Runs | None:
-    """The runs of a layer in memory order, or None where there are more than ``max_runs``.
+def pieces(read: Read, shape: tuple[int, ...], box: Box) -> Iterator[np.ndarray]:
+    """The values of a box, some rows of its first axis at a time.
 
-    >>> label = np.array([[0, 0, 1], [1, 1, 0]])
-    >>> find_runs(lambda index: label[index], (2, 3), 99)
+    Args:
+        read: gives the label's values in memory order.
+        shape: the label's shape, in memory order as all that follows.
+        box: per axis the first voxel and the one after the last.
+    """
+    (low, high), *inner = box
+    rest = tuple(slice(a, b) for a, b in inner)
+    for piece in blocks(shape):
+        first, stop = max(piece.start, low), min(piece.stop, high)
+        if first < stop:
+            yield read((slice(first, stop), *rest))
+
+
+def find_runs(values: Iterable[np.ndarray], max_runs: int) -> Runs | None:
+    """The runs of values that come in pieces, or None where there are more than ``max_runs``.
+
+    >>> find_runs([np.array([[0, 0, 1], [1, 1, 0]]), np.array([[0, 0, 0]])], 99)
     Runs(starts=array([0, 2, 5]), values=array([0, 1, 0]))
     """
-    starts, values = [], []
+    starts, kept = [], []
     total = offset = 0
     before: np.ndarray | None = None
-    for piece in blocks(shape):
-        flat = read((piece,)).reshape(-1)
+    for piece in values:
+        flat = piece.reshape(-1)
         bits = _comparable(flat)
-        edges = np.flatnonzero(bits[1:] != bits[:-1]) + 1
-        if before is None or bits[0] != before:
-            edges = np.concatenate((np.zeros(1, dtype=edges.dtype), edges))
+        changed = np.zeros(-(-flat.size // WORD) * WORD, dtype=bool)
+        np.not_equal(bits[1:], bits[:-1], out=changed[1 : flat.size])
+        changed[0] = before is None or bits[0] != before
+        edges = _true_at(changed)
         total += edges.size
         if total > max_runs:
             return None
         starts.append(edges + offset)
-        values.append(flat[edges])
+        kept.append(flat[edges])
         before, offset = bits[-1], offset + flat.size
-    return Runs(np.concatenate(starts), np.concatenate(values))
+    return Runs(np.concatenate(starts), np.concatenate(kept))
+
+
+def _true_at(mask: np.ndarray) -> np.ndarray:
+    """Where a mask of whole words is true; faster than ``flatnonzero`` where that is seldom."""
+    words = mask.view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    within = np.flatnonzero(words[some].view(bool))
+    places: np.ndarray = some[within // WORD] * WORD + within % WORD
+    return places
 
 
 def _comparable(flat: np.ndarray) -> np.ndarray:
@@ -74,44 +101,44 @@ def _comparable(flat: np.ndarray) -> np.ndarray:
 
 
 class RunRegion:
-    """A box of a label given by runs.
+    """A box of a label given by its runs.
 
     Voxels of the box are numbered in memory order. Each run covers one stretch of these numbers, so that counting and
-    drawing need the runs' ends alone, never the voxels.
+    drawing need the runs' starts alone, never the voxels.
 
     Args:
-        runs: runs of the whole label.
-        shape: the label's shape, in memory order as all that follows.
-        box: per axis the first voxel and the one after the last.
+        runs: runs of the box.
+        box: per axis the first voxel and the one after the last, in memory order.
     """
 
-    def __init__(self, runs: Runs, shape: tuple[int, ...], box: Box) -> None:
+    def __init__(self, runs: Runs, box: Box) -> None:
         self._first = np.array([a for a, _ in box], dtype=np.int64)
         self._size = tuple(b - a for a, b in box)
-        ranks = np.append(_ranks(runs.starts, shape, box), prod(self._size))
-        lengths = np.diff(ranks)
-        inside = np.flatnonzero(lengths)
-        values = runs.values[inside]
-        order = np.argsort(values, kind="stable")
-        inside, values = inside[order], values[order]
         short = np.uint32 if prod(self._size) <= np.iinfo(np.uint32).max else np.int64
-        self._ranks = ranks[inside].astype(short)
-        self._before = np.concatenate((np.zeros(1, dtype=short), np.cumsum(lengths[inside]).astype(short)))
-        first = np.flatnonzero(np.concatenate((np.ones(min(1, values.size), dtype=bool), values[1:] != values[:-1])))
-        self.classes: np.ndarray = values[first]
-        self._class_before = self._before[first].astype(np.int64)
-        self.counts: np.ndarray = np.diff(np.append(self._class_before, self._before[-1]))
+        self._starts = np.append(runs.starts, prod(self._size)).astype(short)
+        self.classes, self._which = _classes(runs.values)
+        # Sums of integers in float64 are exact up to 2**53.
+        found = np.bincount(self._which, weights=np.diff(self._starts), minlength=self.classes.size)
+        self.counts: np.ndarray = found.astype(np.int64)
+
+    @cached_property
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """The runs in the order of their classes, and how many voxels lie in those before each of them."""
+        order = np.argsort(self._which, kind="stable")
+        before = np.cumsum(np.diff(self._starts)[order], dtype=self._starts.dtype)
+        return order.astype(self._starts.dtype), np.concatenate((before[:1] * 0, before))
 
     @property
     def nbytes(self) -> int:
-        """See :class:`Region`."""
-        return self._ranks.nbytes + self._before.nbytes
+        """See :class:`Region`; as much as it is once a voxel was drawn."""
+        return 3 * self._starts.nbytes + self._which.nbytes
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that the region holds: for a file, out of which :meth:`of_arrays` takes it again."""
         box = np.array([self._first, self._size], dtype=np.int64)
-        runs = {"ranks": self._ranks, "before": self._before}
-        return {"box": box, "classes": self.classes, "class_before": self._class_before, "counts": self.counts, **runs}
+        order, before = self._by_class
+        runs = {"starts": self._starts, "which": self._which, "order": order, "before": before}
+        return {"box": box, "classes": self.classes, "counts": self.counts, **runs}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RunRegion:
@@ -119,34 +146,36 @@ class RunRegion:
         region = cls.__new__(cls)
         region._first, region._size = arrays["box"][0], tuple(arrays["box"][1].tolist())
         region.classes, region.counts = arrays["classes"], arrays["counts"]
-        region._class_before = arrays["class_before"]
-        region._ranks, region._before = arrays["ranks"], arrays["before"]
+        region._starts, region._which = arrays["starts"], arrays["which"]
+        region._by_class = arrays["order"], arrays["before"]
         return region
+
+    def values(self, numbers: np.ndarray) -> np.ndarray:
+        """The values of voxels of the box, by their numbers."""
+        # In the dtype of what is searched, else that would be converted as a whole.
+        run = np.searchsorted(self._starts, numbers.astype(self._starts.dtype), side="right") - 1
+        values: np.ndarray = self.classes[self._which[run]]
+        return values
 
     def draw(self, which: np.ndarray, rng: np.random.RandomState, read: Read) -> np.ndarray:
         """See :class:`Region`."""
-        number = self._class_before[which] + rng.randint(0, self.counts[which], dtype=np.int64)
-        # In the dtype of what is searched, else that would be converted as a whole.
-        run = np.searchsorted(self._before, number.astype(self._before.dtype), side="right") - 1
-        rank = self._ranks[run] + (number - self._before[run])
+        order, before = self._by_class
+        number = np.append(0, np.cumsum(self.counts))[which] + rng.randint(0, self.counts[which], dtype=np.int64)
+        place = np.searchsorted(before, number.astype(before.dtype), side="right") - 1
+        rank = self._starts[order[place]] + (number - before[place])
         voxels: np.ndarray = np.stack(np.unravel_index(rank, self._size), axis=1) + self._first
         return voxels
 
 
-def _ranks(positions: np.ndarray, shape: tuple[int, ...], box: Box) -> np.ndarray:
-    """How many voxels of the box lie before each flat position of the volume."""
-    *outer, length = shape
-    *outer_box, (low, high) = box
-    if (low, high) == (0, length) and all((0, n) == bounds for n, bounds in zip(outer, outer_box, strict=True)):
-        return positions
-    legal = np.zeros(tuple(outer), dtype=bool)
-    legal[tuple(slice(a, b) for a, b in outer_box)] = True
-    legal = legal.reshape(-1)
-    before = (np.cumsum(legal, dtype=np.int64) - legal) * (high - low)
-    rows = positions // length
-    within = np.clip(positions - rows * length - low, 0, high - low)
-    ranks: np.ndarray = before[rows] + np.where(legal[rows], within, 0)
-    return ranks
+def _classes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, ascending, and for each of ``values`` which one it is."""
+    if values.dtype.kind in "ub" and values.dtype.itemsize <= 2:
+        present = np.zeros(1 << 8 * values.dtype.itemsize, dtype=bool)
+        present[values.astype(np.intp)] = True
+        classes, which = np.flatnonzero(present).astype(values.dtype), (np.cumsum(present) - 1)[values.astype(np.intp)]
+    else:
+        classes, which = np.unique(values, return_inverse=True)
+    return classes, which.astype(np.min_scalar_type(classes.size))
 
 
 class RowRegion:
@@ -162,7 +191,7 @@ class RowRegion:
         self._shape, self._box = shape, box
         self._rows: dict[int, np.ndarray] = {}
         found: dict[float, int] = {}
-        for values in self._pieces(read):
+        for values in pieces(read, shape, box):
             for value, count in _count(values):
                 found[value] = found.get(value, 0) + count
         classes = sorted(value for value in found if value == value)  # NaN is no class
@@ -194,17 +223,9 @@ class RowRegion:
         if known is not None:
             return known
         value = self.classes[which]
-        counts = np.concatenate([(v == value).sum(axis=-1).reshape(-1) for v in self._pieces(read)])
+        counts = np.concatenate([(v == value).sum(axis=-1).reshape(-1) for v in pieces(read, self._shape, self._box)])
         before = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)))
         return remember(self._rows, which, before, KEPT_CLASSES)
-
-    def _pieces(self, read: Read) -> Iterator[np.ndarray]:
-        (low, high), *inner = self._box
-        rest = tuple(slice(a, b) for a, b in inner)
-        for piece in blocks(self._shape):
-            first, stop = max(piece.start, low), min(piece.stop, high)
-            if first < stop:
-                yield read((slice(first, stop), *rest))
 
 
 def _count(values: np.ndarray) -> Iterator[tuple[float, int]]:

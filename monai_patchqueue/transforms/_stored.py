@@ -48,7 +48,7 @@ class StoredLabelIndex:
             regions = self._index.regions(self._values, box, rule)
             return None if regions is None else {name: region.arrays() for name, region in regions.items()}
 
-        kept = self._label.indices.get(f"label-{_digest(box, LabelIndex.layers(self._label.shape[0], rule))}", make)
+        kept = self._label.indices.get(f"runs-{_digest(box, LabelIndex.layers(self._label.shape[0], rule))}", make)
         return None if kept is None else {name: RunRegion.of_arrays(arrays) for name, arrays in kept.items()}
 
     @cached_property
@@ -105,7 +105,7 @@ def index_label(label: np.ndarray | StoredVolume | UnreadGuide) -> LabelIndex | 
         return StoredLabelIndex(label)
     if isinstance(label, np.ndarray):
         return LabelIndex(label)
-    index: LabelIndex = kept_indices.get(("label", label.source), lambda: LabelIndex(label.numbers, keep_runs=False))
+    index: LabelIndex = kept_indices.get(("label", label.source), lambda: LabelIndex(label.numbers))
     return index
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deterministic transforms that index a label or weight map once, before a dataset caches the item."""
+"""Deterministic transforms that give a label or weight map an index, before a dataset caches the item."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["LabelIndexD", "LabelIndexDict", "LabelIndexd", "WeightIndexD", "Weig
 
 
 class LabelIndexd(MapTransform):
-    """Finds once where the classes of labels lie, for :class:`RandLabelPatchd` to use at each epoch.
+    """Keeps where the classes of labels lie, for :class:`RandLabelPatchd` to use at each epoch.
+
+    It is found at the first draw of a patch size that needs it, as voxels of frequent classes are found without, and is
+    kept with the cached item, in each process that draws from it. Centers are the same with and without the index.
 
     Put it last among the deterministic transforms, so that ``CacheDataset`` keeps the index with the item. The index is
     used only for the very tensor it was made of, unchanged: after a random flip, an edit in place or a cast it is made
@@ -48,10 +51,7 @@ class LabelIndexd(MapTransform):
         for key in self.key_iterator(d):
             d[key] = volume = _settled(d[key], describe(d[key], key, data))
             if isinstance(volume, torch.Tensor):
-                label = as_array(volume)
-                index = LabelIndex(label)
-                index.prepare(label)
-                d[label_index_key(key)] = ReusableIndex(index, volume)
+                d[label_index_key(key)] = ReusableIndex(LabelIndex(as_array(volume)), volume)
         return d
 
 

@@ -276,7 +276,7 @@ def test_an_entry_that_cannot_be_read_is_prepared_again(
     assert re.search(r"volume \d .*image_\d\.nii.* is prepared again", caplog.text)
 
 
-@pytest.mark.parametrize("file", ["entry.json", "ranks"])
+@pytest.mark.parametrize("file", ["entry.json", "starts"])
 def test_an_index_that_cannot_be_read_is_made_again(
     files: list[dict[str, Any]], tmp_path: Path, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -285,7 +285,7 @@ def test_an_index_that_cannot_be_read_is_made_again(
     transform = Compose([load(), RandLabelPatchd(KEYS, "label", 8, 3)])
     dataset = ChunkedDataset([{**files[0], "label": label}], transform, tmp_path / "store")
     expected = items(dataset)
-    victim = next(path for path in sorted(tmp_path.rglob("*")) if ".label-" in str(path) and file in path.name)
+    victim = next(path for path in sorted(tmp_path.rglob("*")) if ".runs-" in str(path) and file in path.name)
     victim.write_bytes(victim.read_bytes()[:-1])
     os.utime(victim.parent / "entry.json", (1, 1))  # it is not remembered
     assert_same(items(dataset), expected)
@@ -386,7 +386,7 @@ def test_arrays_and_tensors_stay_what_they_were(tmp_path: Path) -> None:
 
 def test_a_label_too_noisy_for_runs_is_read_whole(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 4, (1, 24, 24, 24)).astype(np.uint8)
-    transform = [ScaleIntensityd("image"), RandLabelPatchd(["image", "label"], "label", 8, 5, {3: 1})]
+    transform = [ScaleIntensityd("image"), RandLabelPatchd(["image", "label"], "label", 4, 5, {3: 1})]
     record = {"image": MetaTensor(np.float32(noise)), "label": MetaTensor(noise)}
     ours = ChunkedDataset([record], Compose(transform), tmp_path / "ours")
     theirs = PersistentDataset([record], Compose(transform), None, track_meta=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from monai_patchqueue.sampling import LabelIndex, LabelRule, PatchGeometry
+from monai_patchqueue.sampling.regions import find_runs
 from tests.sampling.chi_square import frequencies, in_box, p_value
 from tests.volumes import blobs
 
@@ -146,23 +147,31 @@ def test_counts_are_those_inside_the_legal_centers() -> None:
 def test_a_noisy_label_is_not_indexed_voxel_by_voxel() -> None:
     label = np.random.default_rng(0).integers(0, 4, (1, 128, 128, 64)).astype(np.uint8)
     index = LabelIndex(label)
-    index.prepare(label)
     box = PatchGeometry((128, 128, 64), (32, 32, 32)).box
-    drawn = index.draw(label, box, LabelRule({3: 1, 0: 1}), 100, np.random.RandomState(0))
+    drawn = index.draw(label, box, LabelRule("balanced"), 100, np.random.RandomState(0))
     assert drawn is not None
-    assert set(label[0][tuple(drawn.T)].tolist()) == {0, 3}
-    kept = sum(r.nbytes for region in index._regions.values() for r in region._rows.values())
-    assert kept < label.nbytes / 2
-    assert list(index._runs.values()) == [None]
+    assert set(label[0][tuple(drawn.T)].tolist()) == {1, 2, 3}
+    assert 0 < index.nbytes < label.nbytes / 2
 
 
 def test_an_index_of_runs_is_small() -> None:
     label = blobs(128, 128, 64)
     index = LabelIndex(label)
-    index.prepare(label)
-    (runs,) = index._runs.values()
+    index.draw(label, ((0, 128), (0, 128), (0, 64)), LabelRule("balanced"), 1, np.random.RandomState(0))
+    assert 0 < index.nbytes < label.nbytes / 4
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int16, np.uint16, np.float32, np.float64, ">i4"])
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 64, 1001])
+def test_runs_are_found_wherever_values_change(size: int, dtype: Any) -> None:
+    rng = np.random.default_rng(size)
+    flat = np.repeat(rng.integers(0, 3, size), rng.integers(1, 30, size))[:size].astype(dtype)
+    runs = find_runs(np.array_split(flat, [size // 3, size // 2]) if size > 3 else [flat], size)
     assert runs is not None
-    assert runs.starts.nbytes + runs.values.nbytes < label.nbytes / 4
+    edges = [0, *(i for i in range(1, size) if flat[i] != flat[i - 1])]
+    assert runs.starts.tolist() == edges
+    assert runs.values.tolist() == flat[edges].tolist()
+    assert find_runs([flat], len(edges) - 1) is None
 
 
 def test_nothing_is_drawn_from_a_class_that_is_only_outside_the_legal_centers() -> None:

@@ -63,6 +63,7 @@ def starts(crop: Any, file: Path, *between: Transform, lazy_read: bool = True, s
 
 CROPS = {
     "label": lambda: RandLabelPatchd("label", "label", 4, num_samples=20, label_probabilities="balanced"),
+    "by trial": lambda: RandLabelPatchd("label", "label", 4, 2, label_probabilities={0: 1}),
     "weighted": lambda: RandWeightedPatchd("label", "label", 4, num_samples=20),
     "both rules": lambda: RandLabelPatchd("label", "label", 4, 20, foreground_fraction=0.5, ignore_label=2),
 }
@@ -135,7 +136,7 @@ def test_the_oldest_leave_where_there_are_too_many() -> None:
     box = tuple((0, n) for n in SHAPE)
 
     def make() -> LabelIndex:
-        index = LabelIndex(label, max_runs=10**6, keep_runs=False)
+        index = LabelIndex(label, max_runs=10**6)
         index.draw(label, box, rule, 1, np.random.RandomState(0))
         return index
 
