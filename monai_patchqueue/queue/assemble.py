@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
-from monai.utils import TraceKeys
 
 from ..io.reused_memory import is_idle
 from .epoch import DrawnPatch
 from .meta_rows import MetaRows
-from .record import own_copy
+from .own_copy import own_copy
 from .recorder import Recorder
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
@@ -199,23 +198,19 @@ def _with_keys(batch: Any, more: Mapping[str, torch.Tensor]) -> Any:
 
 def _with_meta(batch: torch.Tensor, key: str, patches: Sequence[DrawnPatch]) -> MetaTensor:
     """A batch with the metadata that MONAI's own collation gives it."""
-    parts = [patch.record.meta[key][patch.draw.patch] for patch in patches]
-    rows = [patch.record.rows(key, batch.ndim - 1) for patch in patches]
-    known = [(row, patch.draw.patch) for row, patch in zip(rows, patches, strict=True) if row is not None]
-    meta = MetaRows.joined(known) if len(known) == len(patches) else None
-    whole = batch.as_subclass(MetaTensor)
-    if meta is None:  # MONAI's collation, called on patches of one voxel
-        tiny = [_meta_tensor(torch.empty((1,) * (batch.ndim - 1)), part) for part in parts]
-        whole.__dict__.update(collate_meta_tensor_fn(tiny).__dict__)
-    else:
-        operations = [own_copy(part["_applied_operations"]) or TraceKeys.NONE for part in parts]
-        whole.__dict__.update(own_copy(known[0][0].attributes), _meta=meta, _applied_operations=operations)
-    return whole
+    metas = [(patch.record.meta[key], patch.draw.patch) for patch in patches]
+    rows = [(meta, number) for meta, number in metas if isinstance(meta, MetaRows)]
+    attributes = MetaRows.joined(rows, batch.ndim - 1) if len(rows) == len(metas) else None
+    if attributes is None:  # MONAI's collation, called on patches of one voxel
+        tiny = (torch.empty((1,) * (batch.ndim - 1)) for _ in patches)
+        parts = [_meta_tensor(t, p.record.attributes(key, p.draw.patch)) for t, p in zip(tiny, patches, strict=True)]
+        attributes = vars(collate_meta_tensor_fn(parts))
+    return _meta_tensor(batch, attributes)
 
 
 def _meta_tensor(data: torch.Tensor, attributes: dict[str, Any]) -> MetaTensor:
     tensor = data.as_subclass(MetaTensor)
-    tensor.__dict__.update(own_copy(attributes))
+    tensor.__dict__.update(attributes)
     return tensor
 
 
@@ -227,7 +222,7 @@ def _item(arrays: Mapping[str, torch.Tensor], index: int, patch: DrawnPatch) -> 
         if key not in arrays:
             item[key] = own_copy(record.value(key, number))
         elif key in record.meta:
-            item[key] = _meta_tensor(arrays[key][index].clone(), record.meta[key][number])
+            item[key] = _meta_tensor(arrays[key][index].clone(), record.attributes(key, number))
         else:
             item[key] = arrays[key][index].clone()
     return item

@@ -1,165 +1,335 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata of batches, as MONAI's collation gives them, put together from rows that are collated once a volume.
+"""Metadata of patches as rows of bytes, of which batches' metadata are put together as MONAI's collation gives them.
 
-Collating the some forty entries that a NIfTI header gives takes MONAI longer than copying the voxels of a patch does.
+A NIfTI header gives some forty entries. Collating them takes MONAI longer than copying the voxels of a patch does, and
+sending each of them to another process costs more than sending all their bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from itertools import accumulate
-from typing import Any
+import itertools
+import math
+import pickle
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate, groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import collate_meta_tensor_fn
-from torch.utils.data import default_collate
+from monai.utils import TraceKeys
+
+from .own_copy import own_copy
 
 __all__ = ["MetaRows"]
 
-
-_OWN = ("_meta", "_applied_operations")
-_NUMBERS: dict[type, type] = {bool: np.bool_, int: np.int64, float: np.float64}
-_Group = tuple[bool, str]
-"""Whether all patches of a volume have the same numbers, and their dtype."""
+_META, _OPERATIONS = "_meta", "_applied_operations"
+_PLAIN = {bool: "?", int: "q", float: "d"}
+_Attributes = tuple[tuple[str, bool | int | tuple[()]], ...]
+"""A MetaTensor's attributes besides metadata and operations; () is for an empty list."""
 
 
 class _UnusualError(Exception):
     """Metadata of a kind that is left to MONAI's collation."""
 
 
-class MetaRows:
-    """The metadata of one volume's patches, a row of numbers and strings for each.
+class _Number(NamedTuple):
+    """Numbers: an array or tensor, or one number, of this type."""
 
-    Args:
-        patches: the attributes of the patches' MetaTensors. Metadata that they have in common are the same objects.
-        ndim: number of axes of a patch.
-
-    Example:
-        >>> patches = [vars(MetaTensor(torch.zeros(1, 8, 8), meta={"name": "a", "index": i})) for i in range(3)]
-        >>> rows = MetaRows.of(patches, 3)
-        >>> rows.joined([(rows, 2), (rows, 0)])["index"]
-        tensor([2, 0])
-    """
-
-    def __init__(self, patches: Sequence[Mapping[str, Any]], ndim: int) -> None:
-        rest = [{name: value for name, value in patch.items() if name not in _OWN} for patch in patches]
-        if any(other != rest[0] for other in rest[1:]):
-            raise _UnusualError
-        if any(value != [] and type(value) not in (bool, int) for value in rest[0].values()):
-            raise _UnusualError  # pending operations, for instance
-        self.attributes = _attributes(
-            tuple((name, () if value == [] else value) for name, value in rest[0].items()), ndim
-        )
-        metas = [patch["_meta"] for patch in patches]
-        first = metas[0]
-        if not first or any(meta.keys() != first.keys() for meta in metas):
-            raise _UnusualError
-        shared = {key for key, value in first.items() if all(meta[key] is value for meta in metas)}
-        self._leaves: dict[_Group, list[np.ndarray[Any, Any]]] = {}
-        self._texts: list[Sequence[str]] = []
-        structure = {
-            key: self._take(_collated([first[key]] if key in shared else [meta[key] for meta in metas]), key in shared)
-            for key in first
-        }
-        self._numbers = {group: np.concatenate(leaves, axis=1) for group, leaves in self._leaves.items()}
-        sizes = {group: tuple(leaf.shape[1] for leaf in leaves) for group, leaves in self._leaves.items()}
-        self._leaves.clear()
-        self._kind = structure, sizes, self.attributes
-        self._keys = tuple(first)
-
-    @classmethod
-    def of(cls, patches: Sequence[Mapping[str, Any]], ndim: int) -> MetaRows | None:
-        """The rows, or ``None`` for metadata of an unusual kind, and for such as MONAI's collation refuses."""
-        try:
-            return cls(patches, ndim)
-        except (_UnusualError, KeyError, OverflowError, TypeError, ValueError, RuntimeError):
-            return None
-
-    def _take(self, value: Any, shared: bool) -> tuple[Any, ...]:
-        """Keep a collated value's numbers and strings; how to put them together again."""
-        if type(value) is torch.Tensor:
-            value = value.numpy()
-        if type(value) is np.ndarray and value.ndim:
-            group = shared, value.dtype.str
-            leaves = self._leaves.setdefault(group, [])
-            leaves.append(value.reshape(len(value), -1))
-            return "numbers", group, len(leaves) - 1, value.shape[1:]
-        if type(value) is dict:
-            return "dict", tuple((key, self._take(part, shared)) for key, part in value.items())
-        if type(value) in (list, tuple) and value and all(isinstance(part, str) for part in value):
-            self._texts.append(value)
-            return "texts", type(value), len(self._texts) - 1, shared
-        if type(value) is list and value and not any(isinstance(part, str) for part in value):
-            return "list", tuple(self._take(part, shared) for part in value)
-        raise _UnusualError
-
-    @staticmethod
-    def joined(patches: Sequence[tuple[MetaRows, int]]) -> dict[Any, Any] | None:
-        """The metadata of a batch; ``None`` where volumes differ in the kinds of what they have.
-
-        Args:
-            patches: for each patch its volume's rows, and its number.
-        """
-        first = patches[0][0]
-        if any(rows is not first and rows._kind != first._kind for rows, _ in patches):
-            return None
-        structure, kinds, _ = first._kind
-        numbers = {}
-        for group, sizes in kinds.items():
-            shared, _ = group
-            stacked = np.concatenate([rows._numbers[group][0 if shared else number] for rows, number in patches])
-            leaf_by_leaf = stacked.take(_leaf_by_leaf(sizes, len(patches)))
-            numbers[group] = torch.from_numpy(leaf_by_leaf).split_with_sizes([size * len(patches) for size in sizes])
-
-        def put_together(how: tuple[Any, ...]) -> Any:
-            kind, *what = how
-            if kind == "numbers":
-                group, leaf, shape = what
-                return numbers[group][leaf].view(len(patches), *shape)
-            if kind == "texts":
-                container, place, shared = what
-                return container(rows._texts[place][0 if shared else number] for rows, number in patches)
-            if kind == "dict":
-                return {key: put_together(part) for key, part in what[0]}
-            return [put_together(part) for part in what[0]]
-
-        in_order = set.intersection(*(set(rows._keys) for rows, _ in patches))  # as MONAI has it
-        return {key: put_together(structure[key]) for key in in_order}
+    kind: type
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
-def _attributes(rest: tuple[tuple[str, bool | int | tuple[()]], ...], ndim: int) -> dict[str, Any]:
-    """The attributes of a batch, besides metadata and operations, of MetaTensors that have these; () is for a list."""
-    tiny = torch.empty((1,) * ndim).as_subclass(MetaTensor)
-    tiny.__dict__.update({name: [] if value == () else value for name, value in rest}, _meta={"": 0})
-    tiny.__dict__["_applied_operations"] = []
-    collated = vars(collate_meta_tensor_fn([tiny]))
-    return {name: value for name, value in collated.items() if name not in _OWN}
+class _Text(NamedTuple):
+    """A string. Those of a batch's patches come in this container."""
+
+    container: type
 
 
-def _collated(values: list[Any]) -> Any:
-    """One entry's values, as MONAI's collation has them, or, for most kinds, as numpy has: quicker."""
-    kind, first = type(values[0]), values[0]
-    alike = all(type(value) is kind for value in values)
-    if kind is str and alike:
-        return values
-    if kind in _NUMBERS and alike:
-        return np.array(values, dtype=_NUMBERS[kind])
-    if kind is np.ndarray and alike and first.dtype.isnative and first.dtype.kind in "biuf":
-        if any(value.dtype != first.dtype or value.shape != first.shape for value in values):
-            raise _UnusualError
-        return np.stack(values)
-    return default_collate(values)
+class _Parts(NamedTuple):
+    """A dictionary with these keys, or a sequence of this type."""
+
+    kind: type
+    keys: tuple[Any, ...]
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the metadata of a volume's patches consist of: all but the numbers and strings themselves."""
+
+    meta: _Parts
+    attributes: _Attributes
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps((self.meta, self.attributes))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled_layout, (self._pickled,)
+
+
+_layout = lru_cache(maxsize=256)(_Layout)  # nearly all volumes have the same: it is made, and sent, once
 
 
 @lru_cache(maxsize=256)
-def _leaf_by_leaf(sizes: tuple[int, ...], patches: int) -> np.ndarray[Any, Any]:
-    """Where to find, in rows one after the other, the numbers of one leaf after the other."""
-    places = np.arange(patches * sum(sizes)).reshape(patches, sum(sizes))
+def _unpickled_layout(pickled: bytes) -> _Layout:
+    return _layout(*pickle.loads(pickled))
+
+
+@dataclass(frozen=True)
+class MetaRows:
+    """The metadata of one volume's patches: numbers as bytes, and strings, a row of each for every patch.
+
+    Args:
+        layout: what they are the numbers and strings of.
+        numbers: per patch.
+        texts: per patch.
+        operations: per patch, the applied operations.
+
+    Example:
+        >>> patches = [vars(MetaTensor(torch.zeros(1, 8, 8), meta={"name": "a", "index": i})) for i in range(3)]
+        >>> rows = MetaRows.of(patches)
+        >>> rows.attributes(2)["_meta"]["index"]
+        2
+        >>> MetaRows.joined([(rows, 2), (rows, 0)], ndim=3)["_meta"]["index"]
+        tensor([2, 0])
+    """
+
+    layout: _Layout
+    numbers: Sequence[bytes]
+    texts: Sequence[tuple[str, ...]]
+    operations: Sequence[list[Any]]
+
+    @classmethod
+    def of(cls, patches: Sequence[Mapping[str, Any]]) -> MetaRows | None:
+        """The rows; ``None`` for metadata of an unusual kind, and for such as MONAI's collation refuses.
+
+        Args:
+            patches: the attributes of the patches' MetaTensors.
+        """
+        try:
+            attributes = [_attributes(patch) for patch in patches]
+            if any(other != attributes[0] for other in attributes):
+                return None
+            meta, numbers, texts = _taken_apart([patch[_META] for patch in patches])
+        except (_UnusualError, KeyError, TypeError, RuntimeError, struct.error):
+            return None
+        return cls(_layout(meta, attributes[0]), numbers, texts, [patch[_OPERATIONS] for patch in patches])
+
+    def attributes(self, patch: int) -> dict[str, Any]:
+        """The attributes of a patch's MetaTensor as they were, in memory of their own."""
+        rest: dict[str, Any] = {name: [] if value == () else value for name, value in self.layout.attributes}
+        meta = _Reader(self.numbers[patch], self.texts[patch]).next(self.layout.meta)
+        return {**rest, _META: meta, _OPERATIONS: own_copy(self.operations[patch])}
+
+    @staticmethod
+    def joined(patches: Sequence[tuple[MetaRows, int]], ndim: int) -> dict[str, Any] | None:
+        """The attributes of a batch; ``None`` where volumes differ in the kinds of what they have.
+
+        Args:
+            patches: for each patch its volume's rows, and its number.
+            ndim: number of axes of a patch.
+        """
+        layout = patches[0][0].layout
+        if any(rows.layout is not layout and rows.layout != layout for rows, _ in patches):
+            return None
+        plan = _plan(layout, len(patches))
+        rows = np.frombuffer(b"".join([rows.numbers[number] for rows, number in patches]), np.uint8)
+        memory = torch.from_numpy(rows.take(plan.places))
+        leaves: list[Any] = []
+        for start, stop, dtype, sizes in plan.groups:
+            leaves += memory[start:stop].view(dtype).split_with_sizes(sizes)
+        for leaf, shape in plan.shapes:
+            leaves[leaf] = leaves[leaf].view(shape)
+        texts = zip(*[rows.texts[number] for rows, number in patches], strict=True)
+        leaves += [container(strings) for container, strings in zip(plan.containers, texts, strict=True)]
+        operations = [own_copy(rows.operations[number]) or TraceKeys.NONE for rows, number in patches]
+        meta = _put_together(plan.tree, leaves)
+        return {**_batch_attributes(layout.attributes, ndim), _META: meta, _OPERATIONS: operations}
+
+
+def _attributes(patch: Mapping[str, Any]) -> _Attributes:
+    rest = [(name, value) for name, value in patch.items() if name not in (_META, _OPERATIONS)]
+    if any(value != [] and type(value) not in (bool, int) for _, value in rest):
+        raise _UnusualError  # pending operations, for instance
+    return tuple((name, () if value == [] else value) for name, value in rest)
+
+
+@lru_cache(maxsize=64)
+def _collated_attributes(attributes: _Attributes, ndim: int) -> dict[str, Any]:
+    tiny = torch.empty((1,) * ndim).as_subclass(MetaTensor)
+    tiny.__dict__.update({name: [] if value == () else value for name, value in attributes}, _meta={"": 0})
+    tiny.__dict__[_OPERATIONS] = []
+    collated = vars(collate_meta_tensor_fn([tiny]))
+    return {name: value for name, value in collated.items() if name not in (_META, _OPERATIONS)}
+
+
+def _batch_attributes(attributes: _Attributes, ndim: int) -> dict[str, Any]:
+    """What MONAI's collation makes of attributes, besides metadata and operations."""
+    return {name: own_copy(value) for name, value in _collated_attributes(attributes, ndim).items()}
+
+
+def _taken_apart(metas: Sequence[dict[Any, Any]]) -> tuple[_Parts, list[bytes], list[tuple[str, ...]]]:
+    """What metadata consist of, and each patch's numbers and strings."""
+    first = metas[0]
+    if any(type(meta) is not dict or meta.keys() != first.keys() for meta in metas) or not first:
+        raise _UnusualError
+    parts: list[Any] = []
+    numbers: list[list[bytes]] = [[] for _ in metas]
+    texts: list[list[str]] = [[] for _ in metas]
+    shared: list[bytes] = []  # of entries one after the other, since the last that patches do not share
+    for key, value in first.items():
+        if all(meta[key] is value for meta in metas):
+            strings: list[str] = []
+            parts.append(_take(value, shared, strings))
+            for text in texts:
+                text += strings
+            continue
+        together = b"".join(shared)
+        shared.clear()
+        kinds = []
+        for meta, number, text in zip(metas, numbers, texts, strict=True):
+            number.append(together)
+            kinds.append(_take(meta[key], number, text))
+        if any(kind != kinds[0] for kind in kinds):
+            raise _UnusualError
+        parts.append(kinds[0])
+    node = _Parts(dict, tuple(first), tuple(parts))
+    return node, [b"".join([*number, *shared]) for number in numbers], [tuple(text) for text in texts]
+
+
+def _take(value: Any, numbers: list[bytes], texts: list[str], container: type = list) -> Any:
+    """Take a value's numbers and strings; what it is of them."""
+    kind = type(value)
+    if kind is torch.Tensor:
+        value = value.numpy()
+    if kind is np.ndarray or kind is torch.Tensor:
+        _torch_dtype(value.dtype)
+        numbers.append(value.tobytes())
+        return _Number(kind, value.dtype, value.shape)
+    if kind in _PLAIN:
+        numbers.append(struct.pack(_PLAIN[kind], value))
+        return _Number(kind, np.dtype(_PLAIN[kind]), ())
+    if isinstance(value, str):
+        texts.append(value)
+        return _Text(container)
+    if kind is tuple or kind is list:
+        return _Parts(kind, (), tuple([_take(part, numbers, texts, tuple) for part in value]))
+    if kind is dict:
+        return _Parts(kind, tuple(value), tuple([_take(part, numbers, texts) for part in value.values()]))
+    if isinstance(value, np.generic) and _collates_as(value.dtype) == _torch_dtype(value.dtype):
+        numbers.append(value.tobytes())
+        return _Number(kind, value.dtype, ())
+    raise _UnusualError
+
+
+@lru_cache(maxsize=64)
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
+    if dtype.kind not in "biuf" or not dtype.isnative:
+        raise _UnusualError
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+@lru_cache(maxsize=64)
+def _collates_as(dtype: np.dtype[Any]) -> torch.dtype:
+    return torch.as_tensor([dtype.type()]).dtype
+
+
+class _Reader:
+    """Makes values of their numbers and strings, one after the other."""
+
+    def __init__(self, numbers: bytes, texts: tuple[str, ...]) -> None:
+        self._numbers = numbers
+        self._texts = iter(texts)
+        self._offset = 0
+
+    def next(self, node: Any) -> Any:
+        """The next value, which is what ``node`` says."""
+        if isinstance(node, _Text):
+            return next(self._texts)
+        if isinstance(node, _Parts):
+            values = [self.next(part) for part in node.parts]
+            return dict(zip(node.keys, values, strict=True)) if node.kind is dict else node.kind(values)
+        count = math.prod(node.shape)
+        read = np.frombuffer(self._numbers, node.dtype, count, self._offset)
+        self._offset += read.nbytes
+        if node.kind is np.ndarray or node.kind is torch.Tensor:
+            array = read.reshape(node.shape).copy()
+            return torch.from_numpy(array) if node.kind is torch.Tensor else array
+        return read[0] if issubclass(node.kind, np.generic) else read[0].item()
+
+
+class _Plan(NamedTuple):
+    """How the metadata of a batch are put together."""
+
+    places: np.ndarray[Any, Any]
+    """Where to find, in rows one after the other, the bytes of one leaf after the other, sorted by dtype."""
+    groups: list[tuple[int, int, torch.dtype, list[int]]]
+    """Per dtype: from which byte to which its leaves are, and how many numbers each has."""
+    shapes: list[tuple[int, tuple[int, ...]]]
+    """The shapes of leaves that have more than one axis in the batch."""
+    containers: list[type]
+    """What strings come in, which are leaves too, after the numbers."""
+    tree: Any
+    """Dictionaries and lists of leaves."""
+
+
+@lru_cache(maxsize=64)
+def _plan(layout: _Layout, patches: int) -> _Plan:
+    numbers: list[_Number] = []
+    containers: list[type] = []
+    _find_leaves(layout.meta, numbers, containers)
+    sizes = [math.prod(number.shape) * number.dtype.itemsize for number in numbers]
     ends = list(accumulate(sizes))
-    leaves = [places[:, end - size : end].reshape(-1) for size, end in zip(sizes, ends, strict=True)]
-    found: np.ndarray[Any, Any] = np.concatenate(leaves)
-    return found
+    rows = np.arange(patches * sum(sizes)).reshape(patches, sum(sizes))
+    # The widest first, so that each begins at a multiple of its width.
+    order = sorted(range(len(numbers)), key=lambda i: (-numbers[i].dtype.itemsize, numbers[i].dtype.str))
+    places = [rows[:, ends[i] - sizes[i] : ends[i]].reshape(-1) for i in order]
+    groups, start = [], 0
+    for dtype, members in groupby(order, key=lambda i: numbers[i].dtype):
+        counts = [patches * math.prod(numbers[i].shape) for i in members]
+        stop = start + sum(counts) * dtype.itemsize
+        groups.append((start, stop, _torch_dtype(dtype), counts))
+        start = stop
+    shapes = [(leaf, (patches, *numbers[i].shape)) for leaf, i in enumerate(order) if numbers[i].shape]
+    number_leaves = (order.index(i) for i in range(len(order)))
+    text_leaves = itertools.count(len(order))
+    tree = _tree(layout.meta, number_leaves, text_leaves)
+    # MONAI's collation goes through a set of the keys.
+    in_order = set.intersection(*(set(layout.meta.keys) for _ in range(patches)))
+    tree = {key: tree[key] for key in in_order}
+    return _Plan(np.concatenate([*places, np.empty(0, np.intp)]).astype(np.intp), groups, shapes, containers, tree)
+
+
+def _find_leaves(node: Any, numbers: list[_Number], containers: list[type]) -> None:
+    if isinstance(node, _Number):
+        numbers.append(node)
+    elif isinstance(node, _Text):
+        containers.append(node.container)
+    else:
+        for part in node.parts:
+            _find_leaves(part, numbers, containers)
+
+
+def _tree(node: Any, number_leaves: Iterator[int], text_leaves: Iterator[int]) -> Any:
+    if isinstance(node, _Number):
+        return next(number_leaves)
+    if isinstance(node, _Text):
+        return next(text_leaves)
+    parts = [_tree(part, number_leaves, text_leaves) for part in node.parts]
+    return dict(zip(node.keys, parts, strict=True)) if node.kind is dict else parts
+
+
+def _put_together(tree: Any, leaves: Sequence[Any]) -> Any:
+    if tree.__class__ is dict:
+        # Most entries are leaves, for which a call is saved.
+        return {
+            key: leaves[part] if part.__class__ is int else _put_together(part, leaves) for key, part in tree.items()
+        }
+    return [leaves[part] if part.__class__ is int else _put_together(part, leaves) for part in tree]

@@ -14,8 +14,9 @@ from dataclasses import replace
 
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
+from .own_copy import own_copy
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
-from .record import VolumeRecord, own_copy, slab_specs
+from .record import VolumeRecord, slab_specs
 from .recorder import Recorder
 from .schedule import Drawing, Plan, Ticket
 from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed

@@ -6,7 +6,6 @@ They travel as one record per volume, in which the patches share whatever is equ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,9 +16,10 @@ from monai.data import MetaTensor
 
 from ..io.lazy_tensor import LazyTensor
 from .meta_rows import MetaRows
+from .own_copy import own_copy
 from .slab import KeySpec
 
-__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "own_copy", "pack", "slab_specs"]
+__all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "pack", "slab_specs"]
 
 # Smaller arrays cost less in the record than a slot of their own.
 SLAB_NBYTES = 4096
@@ -35,7 +35,7 @@ class VolumeRecord:
         keys: the patches' keys, in order.
         shared: values that all patches have in common.
         own: per patch, the values that differ.
-        meta: per slab key with metadata, the attributes that each patch's ``MetaTensor`` has besides its data.
+        meta: per slab key with metadata, what each patch's ``MetaTensor`` has besides its data: as rows, or as it is.
         seconds: time spent per stage (``"load"``, ``"sample"``, ``"write"``), and processor time (``"cpu"``).
         transforms: time spent per transform.
     """
@@ -43,16 +43,14 @@ class VolumeRecord:
     keys: tuple[str, ...]
     shared: dict[str, Any]
     own: list[dict[str, Any]]
-    meta: dict[str, list[dict[str, Any]]]
+    meta: dict[str, MetaRows | list[dict[str, Any]]]
     seconds: dict[str, float] = field(default_factory=dict)
     transforms: dict[str, float] = field(default_factory=dict)
-    _rows: dict[str, MetaRows | None] = field(default_factory=dict, repr=False)
 
-    def rows(self, key: str, ndim: int) -> MetaRows | None:
-        """The patches' metadata under a key, as batches' are made of them; ``ndim`` is a patch's number of axes."""
-        if key not in self._rows:
-            self._rows[key] = MetaRows.of(self.meta[key], ndim)
-        return self._rows[key]
+    def attributes(self, key: str, patch: int) -> dict[str, Any]:
+        """The attributes of a patch's ``MetaTensor``, in memory of their own."""
+        meta = self.meta[key]
+        return meta.attributes(patch) if isinstance(meta, MetaRows) else own_copy(meta[patch])
 
     def value(self, key: str, patch: int) -> Any:
         """Value of a key that is not in the slab."""
@@ -117,12 +115,11 @@ def pack(patches: Sequence[Patch], slab_keys: Mapping[str, KeySpec]) -> VolumeRe
     """
     rest = [{key: value for key, value in patch.items() if key not in slab_keys} for patch in patches]
     shared, own = _factor(rest)
-    meta = {}
+    meta: dict[str, MetaRows | list[dict[str, Any]]] = {}
     for key, spec in slab_keys.items():
         if spec.meta:
-            attributes = [vars(patch[key]) for patch in patches]
-            columns = {name: _factor_values([part[name] for part in attributes]) for name in attributes[0]}
-            meta[key] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            attributes = [dict(vars(patch[key])) for patch in patches]
+            meta[key] = MetaRows.of(attributes) or attributes
     return VolumeRecord(tuple(patches[0]), shared, own, meta)
 
 
@@ -130,21 +127,6 @@ def _factor(dicts: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[
     first = dicts[0]
     shared = {key: value for key, value in first.items() if all(_equal(value, other.get(key)) for other in dicts[1:])}
     return shared, [{key: value for key, value in d.items() if key not in shared} for d in dicts]
-
-
-def _factor_values(values: list[Any]) -> list[Any]:
-    """The same values, with equal parts replaced by one object, which a pickle then holds once."""
-    first = values[0]
-    if all(isinstance(value, dict) for value in values):
-        return [
-            {key: first[key] if key in first and _equal(first[key], v) else v for key, v in value.items()}
-            for value in values
-        ]
-    if all(isinstance(value, list) for value in values):
-        return [
-            [first[i] if i < len(first) and _equal(first[i], v) else v for i, v in enumerate(value)] for value in values
-        ]
-    return values
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -176,18 +158,3 @@ def first_difference(expected: Mapping[str, KeySpec], found: Mapping[str, KeySpe
 
 def _ordered_union(*keys: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(key for part in keys for key in part))
-
-
-def own_copy(value: Any) -> Any:
-    """A copy of a value, down to its arrays: what a queue keeps is never handed out itself."""
-    if isinstance(value, dict):
-        clone = copy.copy(value)  # of its own class, which collation keeps
-        clone.update({key: own_copy(item) for key, item in value.items()})
-        return clone
-    if type(value) in (list, tuple):
-        return type(value)(own_copy(item) for item in value)
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return value
