@@ -181,12 +181,13 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     start, cpu = time.perf_counter(), time.thread_time()
     keys = slab.layout.keys
     patches = spread(volume.patches, len(slots))
-    for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
-        _check(patch, number, keys, patches[0], first)
-        for key in keys:
-            value = patch[key]
-            if not isinstance(value, LazyTensor) or not value.read_into(slab.tensors[key][slot]):
-                np.copyto(slab.arrays[key][slot], bits(as_tensor(value)))
+    with torch._C.DisableTorchFunctionSubclass():  # MetaTensor's, by which each look at a shape takes long
+        for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
+            _check(patch, number, keys, patches[0], first)
+            for key in keys:
+                value = patch[key]
+                if not isinstance(value, LazyTensor) or not value.read_into(slab.tensors[key][slot]):
+                    np.copyto(slab.arrays[key][slot], bits(as_tensor(value)))
     record = pack(patches, keys)
     computing = volume.seconds.get("cpu", 0.0) + time.thread_time() - cpu
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start, "cpu": computing}
