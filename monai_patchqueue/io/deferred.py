@@ -187,10 +187,14 @@ class Part(Deferred):
         """Read the values into memory that is there, and convert them on the way.
 
         Args:
-            out: of their shape and dtype.
+            out: of their shape and dtype, or of the :meth:`narrow_dtype`.
         """
         read, scaling = self.volume.stored_part(self.box.spans())
         scaling.into(out, self.box.arranged(read))
+
+    def narrow_dtype(self) -> np.dtype[Any] | None:
+        """A dtype of fewer bytes, from which a cast gives the values: the file's; None if it has no such."""
+        return self.volume.narrow_dtype
 
     def stored(self) -> np.ndarray:
         """See :class:`Deferred`; in the file's dtype if that holds them."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,12 @@ class LazyVolume:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of what indexing gives."""
         return self._scaling.result_dtype(self._stored.dtype)
+
+    @cached_property
+    def narrow_dtype(self) -> np.dtype[Any] | None:
+        """A dtype of fewer bytes, from which a cast gives the values: the stored one; None if it is not such."""
+        stored = self._stored.dtype.newbyteorder("=")
+        return stored if self._scaling.is_identity and stored.itemsize < self.dtype.itemsize else None
 
     def strides(self, order: str | None = None) -> tuple[int, ...]:
         """How far apart, in voxels, neighbours along each axis lie in the volume once it is in memory.

@@ -150,19 +150,9 @@ class LazyTensor(torch.Tensor):
             strides[axis], step = step, step * shape[axis]
         return LazyTensor(deferred, torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"))
 
-    def read_into(self, out: torch.Tensor) -> bool:
-        """Read the values straight into another tensor's memory, if they are a volume's as they are.
-
-        Args:
-            out: of the same shape and dtype.
-
-        Returns:
-            Whether they were.
-        """
-        if not self.is_deferred or not isinstance(self.deferred, Part):
-            return False
-        self.deferred.into(out.numpy())
-        return True
+    def unread(self) -> Part | None:
+        """The part of a volume whose values these are; None if it was read already, or something is done to them."""
+        return self.deferred if self.is_deferred and isinstance(self.deferred, Part) else None
 
     def __copy__(self) -> LazyTensor:
         view = type(self)(self.deferred, self.like, self._memory)

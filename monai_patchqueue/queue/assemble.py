@@ -20,7 +20,7 @@ from .own_copy import own_copy
 from .recorder import Recorder
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder
-from .slab import SlabInfo
+from .slab import Slab, SlabInfo
 from .transfer import Transfer
 
 __all__ = ["Assembler", "BufferPool"]
@@ -108,8 +108,7 @@ class Assembler:
         start = time.perf_counter()
         seconds = dict.fromkeys(("item_transform", "batch_transform"), 0.0)
         in_slab = [patch for patch in patches if patch.loose is None]
-        slots = np.array([patch.slot for patch in in_slab], np.intp)
-        arrays = {key: self._gather(info, key, slots) for key in info.slab.tensors} if in_slab else {}
+        arrays = {key: self._gather(info.slab, key, in_slab) for key in info.slab.tensors} if in_slab else {}
         if self._item_transform is None and self._collate_fn is None and len(in_slab) == len(patches):
             batch = self._collate(arrays, patches)
         else:
@@ -164,13 +163,21 @@ class Assembler:
             self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
             return self._batch_transform(batch)
 
-    def _gather(self, info: SlabInfo, key: str, slots: np.ndarray[Any, Any]) -> torch.Tensor:
-        spec = info.slab.layout.keys[key]
-        nbytes = len(slots) * spec.nbytes
+    def _gather(self, slab: Slab, key: str, patches: Sequence[DrawnPatch]) -> torch.Tensor:
+        spec = slab.layout.keys[key]
+        nbytes = len(patches) * spec.nbytes
         # torch has a pool of its own for page-locked memory, which knows of copies that are under way.
         out = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if self._pin else self._pool.take(nbytes)
-        np.take(info.slab.rows[key], slots, axis=0, out=out.numpy().reshape(len(slots), -1), mode="clip")
-        return spec.view(out.view(spec.dtype))
+        gathered = spec.view(out.view(spec.dtype))
+        dtypes = [p.record.narrow[key][p.draw.patch] if key in p.record.narrow else None for p in patches]
+        if not any(dtypes):
+            slots = np.array([patch.slot for patch in patches], np.intp)
+            np.take(slab.rows[key], slots, axis=0, out=out.numpy().reshape(len(slots), -1), mode="clip")
+            return gathered
+        for patch, dtype, target in zip(patches, dtypes, gathered.numpy(), strict=True):
+            array = slab.tensors[key].numpy() if dtype is None else slab.narrow(key, dtype)
+            np.copyto(target, array[patch.slot], casting="unsafe")
+        return gathered
 
     def _transform_item(self, patch: DrawnPatch, item: dict[str, Any]) -> Any:
         ticket, draw = patch.ticket, patch.draw

@@ -345,7 +345,9 @@ class PatchQueue:
                 self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
                 return
             volume.loose = [own_copy(patch) for patch in spread(prepared.patches, len(volume.slots))]
-            record = VolumeRecord(tuple(volume.loose[0]), {}, [], {}, prepared.seconds, prepared.transforms)
+            record = VolumeRecord(
+                tuple(volume.loose[0]), {}, [], {}, seconds=prepared.seconds, transforms=prepared.transforms
+            )
         except Exception as error:
             self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
             return

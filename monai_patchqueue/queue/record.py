@@ -36,6 +36,7 @@ class VolumeRecord:
         shared: values that all patches have in common.
         own: per patch, the values that differ.
         meta: per slab key with metadata, what each patch's ``MetaTensor`` has besides its data: as rows, or as it is.
+        narrow: per slab key, for each patch the dtype in which its slot has it, if that is not the key's own.
         seconds: time spent per stage (``"load"``, ``"sample"``, ``"write"``), and processor time (``"cpu"``).
         transforms: time spent per transform.
     """
@@ -44,6 +45,7 @@ class VolumeRecord:
     shared: dict[str, Any]
     own: list[dict[str, Any]]
     meta: dict[str, MetaRows | list[dict[str, Any]]]
+    narrow: dict[str, list[np.dtype[Any] | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     transforms: dict[str, float] = field(default_factory=dict)
 

@@ -220,6 +220,20 @@ class Slab:
         self.arrays = {key: bits(tensor) for key, tensor in self.tensors.items()}
         # Rows of bytes, for gathering: numpy takes rows of any dtype in one call.
         self.rows = {key: tensor.view(torch.uint8).numpy().reshape(layout.slots, -1) for key, tensor in flat.items()}
+        self._narrow: dict[tuple[str, np.dtype[Any]], np.ndarray[Any, Any]] = {}
+
+    def narrow(self, key: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """The slots as arrays of a dtype of fewer bytes, ``[slots, *shape]``, which fill the first bytes of each.
+
+        The rest is not touched, and costs no memory.
+        """
+        if (key, dtype) not in self._narrow:
+            spec = self.layout.keys[key]
+            steps = spec.view(torch.empty(math.prod(spec.shape), device="meta")).stride()[1:]
+            strides = (spec.nbytes, *(step * dtype.itemsize for step in steps))
+            shape = (self.layout.slots, *spec.shape)
+            self._narrow[key, dtype] = np.ndarray(shape, dtype, self.rows[key], strides=strides)
+        return self._narrow[key, dtype]
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray[Any, Any]:

@@ -181,18 +181,30 @@ def write(volume: PreparedVolume, slab: Slab, slots: Sequence[int], first: str) 
     start, cpu = time.perf_counter(), time.thread_time()
     keys = slab.layout.keys
     patches = spread(volume.patches, len(slots))
+    narrow: dict[str, list[np.dtype[Any] | None]] = {key: [] for key in keys}
     with torch._C.DisableTorchFunctionSubclass():  # MetaTensor's, by which each look at a shape takes long
         for number, (patch, slot) in enumerate(zip(patches, slots, strict=True)):
             _check(patch, number, keys, patches[0], first)
             for key in keys:
-                value = patch[key]
-                if not isinstance(value, LazyTensor) or not value.read_into(slab.tensors[key][slot]):
-                    np.copyto(slab.arrays[key][slot], bits(as_tensor(value)))
+                narrow[key].append(_write_patch(patch[key], slab, key, slot))
     record = pack(patches, keys)
+    record.narrow = {key: dtypes for key, dtypes in narrow.items() if any(dtypes)}
     computing = volume.seconds.get("cpu", 0.0) + time.thread_time() - cpu
     record.seconds = {**volume.seconds, "write": time.perf_counter() - start, "cpu": computing}
     record.transforms = volume.transforms
     return record
+
+
+def _write_patch(value: Any, slab: Slab, key: str, slot: int) -> np.dtype[Any] | None:
+    """Copy an array into its slot, or read it into there; its dtype there, if it is not the slab's."""
+    part = value.unread() if isinstance(value, LazyTensor) else None
+    if part is None:
+        np.copyto(slab.arrays[key][slot], bits(as_tensor(value)))
+        return None
+    # Cast when the batch is gathered: until then it takes less memory, and less time to copy.
+    dtype = part.narrow_dtype()
+    part.into(slab.tensors[key][slot].numpy() if dtype is None else slab.narrow(key, dtype)[slot])
+    return dtype
 
 
 def spread(patches: Sequence[Patch], number: int) -> list[Patch]:
