@@ -145,7 +145,7 @@ class BackgroundRunner(Runner):
         super().__init__(queue, producer, assembler)
         self._changed = threading.Condition()
         self._ahead: Batch | None = None
-        self._over = False
+        self._over = False  # the consumer has had its epoch's last batch; one that is ahead is the next epoch's
         self._error: BaseException | None = None
         self._opening: tuple[Plan, Plan | None, int, Mapping[int, int] | None] | None = None
         self._guessed = False  # the plan is of an epoch that nobody has asked for yet
@@ -173,7 +173,7 @@ class BackgroundRunner(Runner):
                 self._expected = upcoming
             else:
                 self._begin(plan, upcoming, batches, replaced)
-            self._guessed, self._upcoming = False, upcoming
+            self._over, self._guessed, self._upcoming = False, False, upcoming
         self._producer.wake()
 
     def _begin(
@@ -181,7 +181,7 @@ class BackgroundRunner(Runner):
     ) -> None:
         self._plan, self._handed_out, self._error = plan, False, None
         self._opening, self._expected = (plan, upcoming, batches, replaced), None
-        self._ahead, self._over, self._guessed = None, False, False
+        self._ahead = None
 
     def next(self, timeout: float | None = None) -> Batch | None:
         with self._changed:
@@ -190,14 +190,12 @@ class BackgroundRunner(Runner):
                     raise TimeoutError(f"no batch within timeout={timeout} s: the workers are still preparing volumes.")
             if self._closed:
                 raise RuntimeError("the loader was closed.")
+            if self._over:
+                return None
             batch, self._ahead = self._ahead, None
             if batch is None and self._error is not None:
                 raise self._error
             self._handed_out = True
-            if batch is None and self._upcoming is not None:
-                # The first batch of the epoch that probably follows is assembled before it is asked for, too.
-                self._begin(self._upcoming, None)
-                self._guessed, self._upcoming = True, None
         self._producer.wake()
         return batch
 
@@ -211,8 +209,7 @@ class BackgroundRunner(Runner):
             return reached()
 
     def _decided(self) -> bool:
-        over = self._over and self._opening is None
-        return self._closed or over or self._ahead is not None or self._error is not None
+        return self._closed or self._over or self._ahead is not None or self._error is not None
 
     def close(self) -> None:
         with self._changed:
@@ -245,7 +242,8 @@ class BackgroundRunner(Runner):
                 self.queue.open(*opening)
             if expected is not None:
                 self.queue.expect(expected)
-            idle = self._ahead is not None or self._over or self._error is not None or self._plan is None
+            ended = self._over and not self._guessed
+            idle = ended or self._ahead is not None or self._error is not None or self._plan is None
         self.queue.fill()
         if not idle and self._try_batch():
             return
@@ -269,6 +267,14 @@ class BackgroundRunner(Runner):
         with self._changed:
             if self._opening is None:
                 self._ahead, self._error = batch, error
-                self._over = batch is None and error is None
+                if batch is None and error is None:
+                    self._end()
                 self._changed.notify_all()
         return True
+
+    def _end(self) -> None:
+        """The epoch is over. The first batch of the one that probably follows is assembled before it is asked for."""
+        self._over, self._guessed = True, self._upcoming is not None
+        if self._upcoming is not None:
+            self._begin(self._upcoming, None)
+            self._upcoming = None

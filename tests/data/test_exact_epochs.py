@@ -14,6 +14,7 @@ from monai.data import Dataset, DistributedWeightedRandomSampler
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from tests.pipelines import Patches, drawn, every_patch, lines, make_loader
+from tests.processes import wait_for
 
 COUNTS = [5, 1, 3, 7, 0, 2]
 WORKERS = [
@@ -339,12 +340,37 @@ def test_the_next_epochs_first_batch_is_assembled_before_it_is_asked_for(workers
         expected = [batch["volume"].tolist() for _ in range(3) for batch in loader]
     with make_loader(COUNTS, **arguments, batch_transform=note) as loader:
         for epoch in range(3):
-            assert [batch["volume"].tolist() for batch in loader] == expected[epoch * len(loader) :][: len(loader)]
-            until = time.monotonic() + 30
-            while len(assembled) <= (epoch + 1) * len(loader) and time.monotonic() < until:
-                time.sleep(0.01)
-            assert len(assembled) == (epoch + 1) * len(loader) + 1
+            iterator = iter(loader)
+            batches = [batch["volume"].tolist() for batch in islice(iterator, len(loader))]
+            assert batches == expected[epoch * len(loader) :][: len(loader)]
+            # The consumer is still busy with the last batch, and has not heard that the epoch is over.
+            wait_for(lambda e=epoch: len(assembled) > (e + 1) * len(loader), "the next epoch's first batch")  # type: ignore[misc]
+            assert loader.state_dict()["epoch"] == epoch + 1
+            assert next(iterator, None) is None
+        assert len(assembled) == 3 * len(loader) + 1
         assert assembled[:-1] == expected
+
+
+def test_an_error_in_the_next_epochs_first_batch_waits_until_it_is_asked_for() -> None:
+    failing = 2
+    started = 0
+
+    def fail(batch: Any) -> Any:
+        nonlocal failing, started
+        started += 1
+        if started > len(loader) and failing:
+            failing -= 1
+            raise OSError("the disk was away")
+        return batch
+
+    with make_loader(COUNTS, batch_size=4, num_workers=2, batch_transform=fail) as loader:
+        first = iter(loader)
+        assert len(drawn(islice(first, len(loader)))) == sum(COUNTS)
+        wait_for(lambda: failing < 2, "the next epoch's first batch")
+        assert next(first, None) is None
+        with pytest.raises(OSError, match="the disk was away"):
+            next(iter(loader))
+        assert Counter(drawn(loader)) == every_patch(COUNTS)
 
 
 def test_another_epoch_than_the_one_that_was_guessed_is_exact_too() -> None:
