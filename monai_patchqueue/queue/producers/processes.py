@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing.connection as mpc
 import os
 import pickle
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from ..handover import Parcel, Receiver, Sender
 from ..pickling import describe_unpicklable, dumps
 from ..record import slab_specs
 from ..slab import Slab, SlabHandle, SlabInfo, SlabLayout
+from ..waking import Waker
 from ..worker import MisfitError, Preparer, Recipe, write
 from .base import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 
@@ -138,9 +138,7 @@ class ProcessProducer(Producer):
         self._timeout = volume_timeout
         self._info: SlabInfo | None = None
         self._tries: dict[int, int] = {}
-        self._wake_receiver, self._wake_sender = context.Pipe(duplex=False)
-        self._wake_lock = threading.Lock()
-        self._woken = False
+        self._waker = Waker()
         self._closed = False
         self._workers = [_ProcessWorker(i, self) for i in range(num_workers)]
 
@@ -154,8 +152,8 @@ class ProcessProducer(Producer):
 
     def wait(self) -> list[Event]:
         while True:
-            events = self._collect(self._poll_timeout())
-            if events or self._drain_wake():
+            events, woken = self._collect(self._poll_timeout())
+            if events or woken:
                 return events
 
     def grant(self, number: int, slots: Sequence[int]) -> None:
@@ -172,14 +170,10 @@ class ProcessProducer(Producer):
             self._tell_layout(worker)
 
     def wake(self) -> None:
-        with self._wake_lock:
-            if not self._woken and not self._closed:
-                self._woken = True
-                self._wake_sender.send_bytes(b"")
+        self._waker.wake()
 
     def close(self) -> None:
-        with self._wake_lock:
-            self._closed = True
+        self._closed = True
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
@@ -187,8 +181,7 @@ class ProcessProducer(Producer):
             if worker.process.exitcode is None:
                 worker.process.kill()
                 worker.process.join(1.0)
-        self._wake_sender.close()
-        self._wake_receiver.close()
+        self._waker.close()
 
     def _tell_layout(self, worker: _ProcessWorker) -> None:
         if self._info is not None:
@@ -200,11 +193,12 @@ class ProcessProducer(Producer):
             return SAFETY
         return min(max(min(since) + self._timeout - time.monotonic(), 0.0), SAFETY)
 
-    def _collect(self, timeout: float | None) -> list[Event]:
-        objects: list[Any] = [self._wake_receiver]
+    def _collect(self, timeout: float | None) -> tuple[list[Event], bool]:
+        """What workers have sent, or have died of, within ``timeout`` seconds, and whether this thread was woken."""
+        objects: list[Any] = [self._waker]
         for worker in self._workers:
             objects += [worker.connection, worker.process.sentinel]
-        ready = set(mpc.wait(objects, timeout))
+        ready: set[Any] = set(mpc.wait(objects, timeout))
         events: list[Event] = []
         for index, worker in enumerate(self._workers):
             if worker.connection in ready:
@@ -222,7 +216,10 @@ class ProcessProducer(Producer):
         for event in events:
             if not isinstance(event, NeedsSlots):
                 self._tries.pop(event.number, None)
-        return events
+        woken = self._waker in ready
+        if woken:
+            self._waker.rest()
+        return events, woken
 
     def _is_late(self, worker: _ProcessWorker) -> bool:
         since = worker.busy_since
@@ -250,14 +247,6 @@ class ProcessProducer(Producer):
         for assignment in assignments:
             worker.assign(assignment)
         return events
-
-    def _drain_wake(self) -> bool:
-        with self._wake_lock:
-            if not self._woken:
-                return False
-            self._wake_receiver.recv_bytes()
-            self._woken = False
-            return True
 
 
 def _main(connection: Connection[Any, Any], index: int, num_workers: int, recipe: Recipe, handle: SlabHandle) -> None:
