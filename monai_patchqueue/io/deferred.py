@@ -64,11 +64,13 @@ class Box:
 
     def crop(self, index: Sequence[slice]) -> Box:
         """A slice without a step for each axis."""
-        box = self
-        for dim, entry in enumerate(index):
-            start, stop, _ = entry.indices(self.axes[dim].n)
-            box = box.walk(dim, start, 1, max(0, stop - start))
-        return box
+        first, axes = list(self.first), []
+        for (along, step, n), entry in zip(self.axes, index, strict=True):
+            start, stop, _ = entry.indices(n)
+            if along is not None:
+                first[along] += start * step
+            axes.append(Axis(along, step, max(0, stop - start)))
+        return Box(tuple(first), tuple(axes))
 
     def flip(self, dim: int) -> Box:
         """As ``torch.flip`` of one axis."""

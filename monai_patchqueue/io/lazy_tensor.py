@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,12 @@ class LazyTensor(torch.Tensor):
     _part: torch.Tensor | None
     deferred: Deferred
     like: torch.Tensor
+
+    # As those of any tensor, but without the detour by which torch asks subclasses.
+    shape = property(lambda self: self.like.shape)
+    ndim = property(lambda self: self.like.ndim)
+    dtype = property(lambda self: self.like.dtype)
+    layout = property(lambda self: self.like.layout)
 
     def __new__(cls, deferred: Deferred, like: torch.Tensor, memory: Memory | None = None) -> LazyTensor:
         """A tensor without memory, or with that of another one."""
@@ -138,17 +145,14 @@ class LazyTensor(torch.Tensor):
         return self.deferred.seen(lambda box: box.crop(index)).compute()
 
     def deferred_part(self, index: tuple[slice, ...]) -> LazyTensor:
-        """Like :meth:`part`, but not computed yet; it has the order of axes of this tensor.
+        """Like :meth:`part`, but not computed yet; it has the class and the order of axes of this tensor.
 
         Args:
             index: a slice without a step for each axis.
         """
-        deferred = self.deferred.seen(lambda box: box.crop(index))
-        shape = [len(range(n)[entry]) for entry, n in zip(index, self.like.shape, strict=True)]
-        strides, step = [0] * len(shape), 1  # spelled out, as torch computes them in Python
-        for axis in sorted(range(len(strides)), key=lambda axis: (self.like.stride(axis), -axis)):
-            strides[axis], step = step, step * shape[axis]
-        return LazyTensor(deferred, torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"))
+        shape = tuple(len(range(n)[entry]) for entry, n in zip(index, self.like.shape, strict=True))
+        like = _dense(shape, self.like.stride(), self.like.dtype)
+        return type(self)(self.deferred.seen(lambda box: box.crop(index)), like)
 
     def unread(self) -> Part | None:
         """The part of a volume whose values these are; None if it was read already, or something is done to them."""
@@ -195,6 +199,15 @@ class LazyTensor(torch.Tensor):
         kwargs = kwargs or {}
         deferred = _defer(func, args, kwargs)
         return _at_once(func, args, kwargs) if deferred is None else deferred
+
+
+@lru_cache(64)
+def _dense(shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor on the device "meta" whose axes lie in memory in the order that strides say, without gaps."""
+    strides, step = [0] * len(shape), 1  # spelled out, as torch computes them in Python
+    for axis in sorted(range(len(shape)), key=lambda axis: (order[axis], -axis)):
+        strides[axis], step = step, step * shape[axis]
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 KINDS: dict[type, type[LazyTensor]] = {torch.Tensor: LazyTensor, LazyTensor: LazyTensor}

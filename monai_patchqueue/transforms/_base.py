@@ -72,7 +72,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         if isinstance(volume, StoredVolume) and kind != "array" and not self.copies:
             volume = volume.lazily()
         if isinstance(volume, torch.Tensor):
-            volume = in_memory(volume)
+            volume = in_memory(volume, described=meta is not None)
         fill = fill or self._fill or Fill()
         patches = [cut(volume, row, geometry, fill, self.copies) for row in rows]
         if meta is None and kind in ("MetaTensor", "tensor"):

@@ -55,7 +55,7 @@ class PatchMeta:
 
     def wrap(self, i: int, patch: Any) -> MetaTensor:
         """Patch ``i`` as MetaTensor."""
-        wrapped: MetaTensor = torch.as_tensor(patch).as_subclass(MetaTensor)
+        wrapped = patch if isinstance(patch, MetaTensor) else torch.as_tensor(patch).as_subclass(MetaTensor)
         meta = dict(self._meta)
         meta[MetaKeys.AFFINE] = torch.from_numpy(self._affines[i].copy())
         self._note(i, meta)

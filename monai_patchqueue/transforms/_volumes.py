@@ -127,11 +127,18 @@ def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | 
     return guide.numbers() if source is None else UnreadGuide(guide, source)
 
 
-def in_memory(volume: torch.Tensor) -> torch.Tensor:
-    """A tensor without its metadata, and without its laziness if its values have been needed already."""
-    if isinstance(volume, LazyTensor):
-        return volume if volume.is_deferred else volume.values()
-    return volume.as_subclass(torch.Tensor)
+def in_memory(volume: torch.Tensor, described: bool) -> torch.Tensor:
+    """A tensor without its metadata, and without its laziness if its values have been needed already.
+
+    Args:
+        volume: the tensor.
+        described: whether parts that are not read yet are to be of its class, for metadata of their own.
+    """
+    if not isinstance(volume, LazyTensor):
+        return volume.as_subclass(torch.Tensor)
+    if not volume.is_deferred:
+        return volume.values()
+    return volume if described else volume.as_subclass(torch.Tensor)
 
 
 def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, copies: bool = True) -> Any:
