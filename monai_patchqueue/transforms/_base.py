@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from monai.data import MetaTensor, get_track_meta
 from monai.transforms import BorderPad, InvertibleTransform, LazyTransform, SpatialCrop
@@ -16,7 +15,7 @@ from monai.utils import TraceKeys, TransformBackends
 from ..io.stored import StoredVolume
 from ..sampling import PatchGeometry
 from ._arguments import Count, as_int, check_border, check_count, check_size
-from ._meta import PatchMeta
+from ._meta import PatchMeta, Places
 from ._padding import Fill
 from ._volumes import cut, fitting_geometry, in_memory, up_to_date
 
@@ -48,25 +47,22 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
             may_pad = self._fill is not None or self.border == "pad"
         return fitting_geometry(volume, where, self.spatial_size, self.border, may_pad)
 
-    def cut(
-        self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, lazy: bool = False, fill: Fill | None = None
-    ) -> list[Any]:
-        """Patches of a volume at starts.
+    def cut(self, volume: Any, places: Places, lazy: bool = False, fill: Fill | None = None) -> list[Any]:
+        """Patches of a volume.
 
         Args:
             volume: channel-first, of the geometry's spatial shape.
-            starts: integers of shape [n, axes].
-            geometry: sizes of the volume and the patches.
+            places: where they lie.
             lazy: leave the crop pending on a MetaTensor; patches that overhang are cut all the same.
             fill: what lies outside the volume, by default what ``padding_mode`` says.
         """
-        rows: list[list[int]] = starts.tolist()
-        lazy = lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(starts)
+        rows, geometry = places.rows, places.geometry
+        lazy = lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(places.starts)
         volume = volume if lazy else up_to_date(volume)
         meta = None
         kind = getattr(volume, "kind", None)  # of a volume that is read lazily
         if get_track_meta() and kind in (None, "MetaTensor") and isinstance(getattr(volume, "meta", None), dict):
-            meta = PatchMeta(volume, starts, geometry, self.get_transform_info())
+            meta = PatchMeta(volume, places, self.get_transform_info())
             if lazy:
                 return [meta.cut_lazily(i, volume) for i in range(len(rows))]
         if isinstance(volume, StoredVolume) and kind != "array" and not self.copies:

@@ -15,7 +15,7 @@ from monai.transforms.traits import MultiSampleTrait
 from ..sampling import PatchGeometry
 from ._arguments import Count, check_count
 from ._base import PatchTransform, resolve_count
-from ._meta import PATCH_LOCATION, locations
+from ._meta import PATCH_LOCATION, Places
 from ._padding import Fill
 from ._reuse import ReusableIndex
 from ._volumes import describe, is_volume, spatial_shape, up_to_date
@@ -112,14 +112,14 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
         """Dictionaries of the patches; what is not cut is shared between them."""
         keys = self._present(data)
         shared = {key: value for key, value in data.items() if key in keys or not self._dropped(value, geometry)}
-        patches = [dict(shared) for _ in range(len(starts))]
+        places = Places(starts, geometry)
+        patches = [dict(shared) for _ in places.rows]
         for key in keys:
-            for patch, cropped in zip(
-                patches, self.cropper.cut(data[key], starts, geometry, lazy, self._fills[key]), strict=True
-            ):
+            cut = self.cropper.cut(data[key], places, lazy, self._fills[key])
+            for patch, cropped in zip(patches, cut, strict=True):
                 patch[key] = cropped
         if not get_track_meta() or not all(isinstance(patch[key], MetaTensor) for patch in patches[:1] for key in keys):
-            for patch, location in zip(patches, locations(starts, geometry), strict=True):
+            for patch, location in zip(patches, places.locations, strict=True):
                 patch[PATCH_LOCATION] = location
         return patches
 

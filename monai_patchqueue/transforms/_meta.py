@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,35 @@ PATCH_META = (PATCH_INDEX, CROP_CENTER, PATCH_LOCATION)
 Location = tuple[tuple[int, int], ...]
 
 
-def locations(starts: np.ndarray, geometry: PatchGeometry) -> list[Location]:
-    """Start and stop per axis of each patch, counted from the unpadded volume."""
-    return [tuple((a, a + s) for a, s in zip(row, geometry.size, strict=True)) for row in starts.tolist()]
+class Places:
+    """Where the patches of an item lie: the same for all of its volumes, and so computed once.
+
+    Args:
+        starts: integers of shape [n, axes].
+        geometry: the volumes' and the patches' size.
+    """
+
+    def __init__(self, starts: np.ndarray, geometry: PatchGeometry) -> None:
+        self.starts = starts
+        self.geometry = geometry
+        self.rows: list[list[int]] = starts.tolist()
+
+    @cached_property
+    def locations(self) -> list[Location]:
+        """Start and stop per axis of each patch, counted from the unpadded volume."""
+        return [tuple((a, a + s) for a, s in zip(row, self.geometry.size, strict=True)) for row in self.rows]
+
+    @cached_property
+    def centers(self) -> list[tuple[int, ...]]:
+        """The center of each patch."""
+        return list(map(tuple, (self.starts + self.geometry.half).tolist()))
+
+    @cached_property
+    def beside(self) -> list[list[int]]:
+        """For each patch the voxels of the volume before and after it along each axis; negative where it overhangs."""
+        after = np.array(self.geometry.shape) - np.array(self.geometry.size) - self.starts
+        both: list[list[int]] = np.stack((self.starts, after), axis=-1).reshape(len(self.rows), -1).tolist()
+        return both
 
 
 class PatchMeta:
@@ -32,23 +59,18 @@ class PatchMeta:
 
     Args:
         volume: has ``meta``, a mapping, and may have MetaTensor's other attributes.
-        starts: integers of shape [n, axes].
-        geometry: the volume's and the patches' size.
+        places: where they lie.
         info: the transform's entry for the trace of applied operations.
     """
 
-    def __init__(self, volume: Any, starts: np.ndarray, geometry: PatchGeometry, info: dict[Any, Any]) -> None:
-        self._info = {**info, TraceKeys.ORIG_SIZE: geometry.shape, TraceKeys.LAZY: False}
-        after = np.array(geometry.shape) - np.array(geometry.size) - starts
-        beside = np.stack((starts, after), axis=-1).reshape(len(starts), -1)
-        self._cropped: list[list[int]] = np.maximum(beside, 0).tolist()
-        self._padded: list[list[int]] = np.maximum(-beside, 0).tolist()
-        self._centers: list[list[int]] = (starts + geometry.half).tolist()
-        self._locations = locations(starts, geometry)
+    def __init__(self, volume: Any, places: Places, info: dict[Any, Any]) -> None:
+        self._places = places
+        self._info = {**info, TraceKeys.ORIG_SIZE: places.geometry.shape, TraceKeys.LAZY: False}
         self._attributes = dict(volume.__dict__) if isinstance(volume, MetaTensor) else _fresh_attributes(volume)
         self._meta = dict(volume.meta)
         self._operations = list(getattr(volume, "applied_operations", ()))
         affine = np.asarray(self._meta.get(MetaKeys.AFFINE, np.eye(4)), dtype=np.float64)
+        starts = places.starts
         axes = min(affine.shape[-1] - 1, starts.shape[1])
         self._affines = np.repeat(affine[None], len(starts), axis=0)
         self._affines[:, :, -1] += starts[:, :axes] @ affine[:, :axes].T
@@ -69,7 +91,7 @@ class PatchMeta:
 
     def cut_lazily(self, i: int, volume: MetaTensor) -> MetaTensor:
         """The whole volume with the crop as a pending operation, as MONAI's lazy crops give it."""
-        slices = (slice(a, b) for a, b in self._locations[i])
+        slices = (slice(a, b) for a, b in self._places.locations[i])
         pending: MetaTensor = crop_func(volume, (slice(None), *slices), True, dict(self._info))
         self._note(i, pending.meta)
         return pending
@@ -77,13 +99,14 @@ class PatchMeta:
     def _note(self, i: int, meta: dict[Any, Any]) -> None:
         """Say in ``meta`` which patch it is and where it comes from."""
         meta[PATCH_INDEX] = i
-        meta[CROP_CENTER] = tuple(self._centers[i])
-        meta[PATCH_LOCATION] = self._locations[i]
+        meta[CROP_CENTER] = self._places.centers[i]
+        meta[PATCH_LOCATION] = self._places.locations[i]
 
     def _trace(self, i: int) -> dict[Any, Any]:
-        extra = {"cropped": self._cropped[i]}
-        if any(self._padded[i]):
-            extra["padded"] = self._padded[i]
+        beside = self._places.beside[i]
+        extra = {"cropped": [max(n, 0) for n in beside]}
+        if min(beside) < 0:
+            extra["padded"] = [max(-n, 0) for n in beside]
         return {**self._info, TraceKeys.EXTRA_INFO: extra}
 
 

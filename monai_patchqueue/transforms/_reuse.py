@@ -39,32 +39,49 @@ class ReusableIndex(Generic[Index]):
         self._index: Index | None = index
         self._volume = None if volume is None else weakref.ref(volume)
         self._state = None if volume is None else _state(volume)
+        self._glimpse = None if volume is None else _glimpse(volume)
 
     def of(self, volume: Any) -> Index | None:
         """The index if it was made of this very volume, unchanged since; else None."""
-        if self._volume is None or volume is None or self._volume() is not volume:
+        current = self._current()
+        if current is None or current is not volume or self._glimpse != _glimpse(current):
             return None
-        return self._index if self._state is not None and self._state == _state(volume) else None
+        return self._index
+
+    def _current(self) -> torch.Tensor | None:
+        """The volume, as long as torch has counted no change to it."""
+        volume = None if self._volume is None else self._volume()
+        return volume if volume is not None and self._state is not None and self._state == _state(volume) else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReusableIndex[Index]:
-        volume = None if self._volume is None else self._volume()
-        if volume is None or self.of(volume) is None:
-            return ReusableIndex()
-        return ReusableIndex(self._index, copy.deepcopy(volume, memo))
+        copied: ReusableIndex[Index] = ReusableIndex()
+        volume = self._current()
+        if volume is not None:
+            # The copy is glimpsed at when it is used, and compared with what was seen when the index was made.
+            of_copy = copy.deepcopy(volume, memo)
+            copied._index, copied._glimpse = self._index, self._glimpse
+            copied._volume, copied._state = weakref.ref(of_copy), _state(of_copy)
+        return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (ReusableIndex, ())
 
 
-def _state(volume: Any) -> tuple[Any, ...] | None:
-    """All by which a change shows; None where torch does not count changes."""
-    if volume.is_inference():
+def _state(volume: torch.Tensor) -> tuple[Any, ...] | None:
+    """What changes with a tensor, as torch counts it; None where it does not."""
+    plain = volume.as_subclass(torch.Tensor)
+    if plain.is_inference():
         return None
-    plain = volume.detach().as_subclass(torch.Tensor)
+    return (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype, plain._version)
+
+
+def _glimpse(volume: torch.Tensor) -> bytes:
+    """Some thousand voxels, from all over the volume."""
+    plain = volume.as_subclass(torch.Tensor).detach()
     step = max(1, round((plain.numel() / GLIMPSE_VOXELS) ** (1 / max(1, plain.ndim))))
-    glimpse = plain[tuple(slice(min(step // 2, n - 1), None, step) for n in plain.shape)]
-    seen = glimpse.contiguous().view(torch.uint8) if glimpse.dtype != torch.bool else glimpse
-    return (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype, plain._version, seen.cpu().numpy().tobytes())
+    seen = plain[tuple(slice(min(step // 2, n - 1), None, step) for n in plain.shape)].contiguous()
+    shown: bytes = (seen if seen.dtype == torch.bool else seen.view(torch.uint8)).cpu().numpy().tobytes()
+    return shown
 
 
 # torch.load refuses unknown classes by default, and MONAI's PersistentDataset keeps items by torch.save.

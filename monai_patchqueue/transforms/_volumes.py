@@ -33,14 +33,16 @@ def describe(volume: Any = None, key: Hashable = None, item: Mapping[Hashable, A
 
 def is_volume(value: Any) -> bool:
     """Whether a value can be cut: it has a shape with a channel and at least one spatial axis, and can be indexed."""
-    return hasattr(value, "shape") and hasattr(value, "__getitem__") and len(value.shape) >= 2
+    with torch._C.DisableTorchFunctionSubclass():  # MetaTensor's, by which each look at a shape takes long
+        return hasattr(value, "shape") and hasattr(value, "__getitem__") and len(value.shape) >= 2
 
 
 def spatial_shape(volume: Any) -> tuple[int, ...]:
     """Spatial shape of a channel-first volume, as it will be after its pending operations."""
     if isinstance(volume, MetaTensor) and volume.pending_operations:
         return tuple(int(n) for n in volume.peek_pending_shape())
-    return tuple(int(n) for n in volume.shape[1:])
+    with torch._C.DisableTorchFunctionSubclass():
+        return tuple(int(n) for n in volume.shape[1:])
 
 
 def up_to_date(volume: Any) -> Any:

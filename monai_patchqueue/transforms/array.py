@@ -22,6 +22,7 @@ from ..sampling import (
 from ._arguments import LabelProbabilities, check_choice, check_fraction, check_overlap, check_rule
 from ._base import CountedPatchTransform, PatchTransform
 from ._kept import UnreadGuide
+from ._meta import Places
 from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex, index_label, index_weights
 from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
@@ -82,7 +83,7 @@ class RandUniformPatch(Randomizable, CountedPatchTransform):
         lazy_ = self.lazy if lazy is None else lazy
         img = img if lazy_ else up_to_date(img)
         geometry = self.geometry(img, describe(img))
-        return self.cut(img, self.randomize(geometry, self.count(img)), geometry, lazy_)
+        return self.cut(img, Places(self.randomize(geometry, self.count(img)), geometry), lazy_)
 
 
 class RandWeightedPatch(Randomizable, CountedPatchTransform):
@@ -175,7 +176,8 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
         img = img if lazy_ else up_to_date(img)
         geometry = self.geometry(img, describe(img))
         n = self.count(img)
-        return self.cut(img, self.randomize(geometry, n, weight_map, f"{describe(img)}, weight_map"), geometry, lazy_)
+        starts = self.randomize(geometry, n, weight_map, f"{describe(img)}, weight_map")
+        return self.cut(img, Places(starts, geometry), lazy_)
 
 
 class RandLabelPatch(Randomizable, CountedPatchTransform):
@@ -316,7 +318,8 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         img = img if lazy_ else up_to_date(img)
         geometry = self.geometry(img, describe(img))
         n = self.count(img)
-        return self.cut(img, self.randomize(geometry, n, label, f"{describe(img)}, label"), geometry, lazy_)
+        starts = self.randomize(geometry, n, label, f"{describe(img)}, label")
+        return self.cut(img, Places(starts, geometry), lazy_)
 
 
 class GridPatchSamples(PatchTransform):
@@ -385,4 +388,4 @@ class GridPatchSamples(PatchTransform):
         lazy_ = self.lazy if lazy is None else lazy
         img = img if lazy_ else up_to_date(img)
         geometry = self.geometry(img, describe(img))
-        return self.cut(img, self.grid(geometry.shape).starts, geometry, lazy_)
+        return self.cut(img, Places(self.grid(geometry.shape).starts, geometry), lazy_)

@@ -19,6 +19,7 @@ from monai_patchqueue.transforms import (
     RandWeightedPatch,
     RandWeightedPatchd,
 )
+from monai_patchqueue.transforms._meta import Places
 from tests.sampling.chi_square import p_value
 from tests.volumes import blobs, numbered
 
@@ -186,7 +187,7 @@ def test_randomness_is_drawn_in_randomize_alone() -> None:
             crop.randomize(geometry, 3) if isinstance(crop, RandUniformPatchd) else crop.randomize(item, geometry, 3)
         )
         before = crop.R.get_state()[2]
-        crop.cropper.cut(item["image"], starts, geometry)
+        crop.cropper.cut(item["image"], Places(starts, geometry))
         assert crop.R.get_state()[2] == before
 
 
