@@ -85,9 +85,9 @@ def test_choosing_and_cutting_patches_is_timed_scene_by_scene(
     written = tmp_path / "times.json"
     options = ["--shape", "40", "36", "32", "--patch-size", "16", "--rounds", "2", "--json", str(written)]
     assert sampling.main(parser.parse_args(options)) == 0
-    assert capsys.readouterr().out.count("| limit: copy of the patches |") == 2
+    assert capsys.readouterr().out.count("| limit: copy of the patches |") == 3
     results = json.loads(written.read_text())["results"]
-    assert [result["scene"]["kind"] for result in results] == ["label", "weighted"]
+    assert [result["scene"]["kind"] for result in results] == ["label", "rare-class", "weighted"]
     assert all(len(times) == 2 and min(times) > 0 for result in results for times in result["ms"].values())
     monkeypatch.setattr(sampling, "make_item", None)
     monkeypatch.setattr(sampling, "check", lambda _: None)

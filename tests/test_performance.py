@@ -13,6 +13,7 @@ from tests.benchmarks.bars import BARS, Results, bars_table
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.contestants import CONTESTANTS
 from tests.benchmarks.kept_runs import KeptRuns
+from tests.benchmarks.sampling_contestants import MAPS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -107,7 +108,7 @@ def test_every_case_and_bar_is_of_contestants_and_has_its_place_on_the_page() ->
     assert all({bar["ours"], *bar.get("others", ())} <= set(CASES[bar["case"]].contestants) for bar in named)
     page = (DOCS / "performance.md").read_text(encoding="utf-8")
     plots = [f"plot-{name}" for name in performance_page.PLOTS]
-    regions = ["machine", "bars", "spent", "sampling-label", "sampling-weighted", *plots, *CASES]
+    regions = ["machine", "bars", "spent", *(f"sampling-{kind}" for kind in MAPS), *plots, *CASES]
     assert performance_page.fill(page, dict.fromkeys(regions, "filled")).count("\nfilled\n") == len(regions)
     with pytest.raises(ValueError, match="no region 'nobody'"):
         performance_page.fill(page, {"nobody": ""})

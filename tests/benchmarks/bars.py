@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from .cases import CASES
 from .contestants import CONTESTANTS
 from .report import figure_of, markdown, ratios
+from .sampling_contestants import MAPS
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -106,7 +107,7 @@ class Sampling:
     """Choosing and cutting patches: times of another way, or of the least work, in every scene of a kind.
 
     Args:
-        kind: "label" or "weighted".
+        kind: what centers are drawn by.
         ours: whose time it is.
         other: whose it is compared with.
         factor: at least so many times faster than ``other``; with ``most``, at most so many times its time.
@@ -168,14 +169,16 @@ BARS: tuple[Bar, ...] = (
     AtMost("gz", READER, "paced.stalled", 0.01, "consumer of 80 patches/s: stalled", "{:.1%}"),
     AtMost("gz", READER, "paced.wait_p99_ms", 5.0, "consumer of 80 patches/s: p99 wait", "{:.1f} ms"),
     TimesOf("gz", READER, ("monai",), 1, "first_batch_s", most=True, what="first batch after "),
-    Sampling("label", FIRST, "torchio", 10, what="speed, first use of the map, "),
-    Sampling("label", FIRST, "monai-tensors", 10, what="speed, first use of the map, "),
-    Sampling("weighted", FIRST, "torchio", 10, what="speed, first use of the map, "),
-    Sampling("weighted", FIRST, "monai-tensors", 10, what="speed, first use of the map, "),
-    Sampling("label", FIRST, "limit-map", 2, most=True, less_copy=True, what="time, first use, less the copy, "),
-    Sampling("weighted", FIRST, "limit-map", 3, most=True, less_copy=True, what="time, first use, less the copy, "),
-    Sampling("label", INDEXED, "limit-copy", 1.5, most=True, what="time, index at hand, "),
-    Sampling("weighted", INDEXED, "limit-copy", 1.5, most=True, what="time, index at hand, "),
+    *(
+        Sampling(kind, FIRST, other, 10, what="speed, first use of the map, ")
+        for kind in MAPS
+        for other in ("torchio", "monai-tensors")
+    ),
+    *(
+        Sampling(kind, FIRST, "limit-map", factor, most=True, less_copy=True, what="time, first use, less the copy, ")
+        for kind, factor in (("label", 2), ("rare-class", 2), ("weighted", 3))
+    ),
+    *(Sampling(kind, INDEXED, "limit-copy", 1.5, most=True, what="time, index at hand, ") for kind in MAPS),
     TimesOf("gz", READER, ("torchio", "monai"), 1, "peak_pss_mib", most=True, what="peak memory "),
     TimesOf("gz", "patchqueue", ("torchio", "monai"), 1, "peak_pss_mib", most=True, what="peak memory "),
     TimesOf("gz-large", READER, ("torchio", "monai"), 1, "peak_pss_mib", most=True, what="peak memory "),

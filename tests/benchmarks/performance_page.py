@@ -16,6 +16,7 @@ from .kept_runs import KeptRuns
 from .performance_plots import plots
 from .report import others_note, table
 from .sampling import table as sampling_table
+from .sampling_contestants import MAPS
 from .spent import spent_table
 
 PAGE = "performance.md"
@@ -43,7 +44,7 @@ def write_page(docs: Path, kept: Mapping[str, KeptRuns], sampling_file: Path) ->
     for name, of_case in runs.items():
         note = f"{conditions(name, of_case)} {others_note(of_case)}"
         regions[name] = f"{table(of_case, kept[name].checks, next(iter(of_case)))}\n\n{note}"
-    for kind in ("label", "weighted"):
+    for kind in MAPS:
         of_kind = [result for result in results.sampling if result["scene"]["kind"] == kind]
         if of_kind:
             regions[f"sampling-{kind}"] = sampling_table(of_kind)

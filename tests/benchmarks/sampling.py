@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .check import require
 from .kept_runs import package_state
 from .report import environment
-from .sampling_contestants import MAPS, Item, Scene, delivered, make_item, ways
+from .sampling_contestants import MAPS, Item, Scene, delivered, make_item, needed_of, ways
 from .setup import CLASS_PROBABILITIES
 
 HELP = "milliseconds to choose and cut 8 patches of a volume in RAM, side by side"
@@ -85,6 +85,7 @@ def check(scene: Scene) -> None:
     item = make_item(scene.shape)
     volume = torch.arange(item["image"].numel(), dtype=torch.float32).reshape(item["image"].shape)
     item["image"] = volume
+    needed = needed_of(item, scene)
     for name, way in ways(item, scene).items():
         if name == "limit-map":
             continue
@@ -95,15 +96,15 @@ def check(scene: Scene) -> None:
             window = (slice(None), *[slice(start, start + scene.patch_size) for start in where])
             for key, found in patch.items():
                 require(
-                    torch.equal(found, item[key][window]), f"{name}: {key} patch at {where} differs from the volume"
+                    torch.equal(found, needed[key][window]), f"{name}: {key} patch at {where} differs from the volume"
                 )
             center = tuple(start + scene.patch_size // 2 for start in where)
             inside = all(0 < a < n - scene.patch_size for a, n in zip(where, scene.shape, strict=True))
-            wanted = {
-                "label": int(item["label"][0][center]) in CLASS_PROBABILITIES,
-                "weighted": item["weights"][0][center],
-            }
-            require(name == "limit-copy" or not inside or bool(wanted[scene.kind]), f"{name}: nothing at {center}")
+            weighted = scene.kind == "weighted"
+            wanted = (
+                needed["weights"][0][center] if weighted else int(needed["label"][0][center]) in CLASS_PROBABILITIES
+            )
+            require(name == "limit-copy" or not inside or bool(wanted), f"{name}: nothing at {center}")
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> str:

@@ -20,13 +20,14 @@ from .setup import CLASS_PROBABILITIES, NUM_CLASSES
 from .volumes import make_volume
 
 Item = dict[str, Any]
-MAPS = {"label": "label", "weighted": "weights"}
-"""What centers are drawn by → the key of the map that they are drawn from."""
+MAPS = {"label": "label", "rare-class": "rare", "weighted": "weights"}
+"""What centers are drawn by → the map of :func:`make_item` that they are drawn from."""
+RARE_EDGE = 4
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One volume, and what is cut of it: ``num_samples`` patches, by ``kind`` (``"label"`` or ``"weighted"``)."""
+    """One volume, and what is cut of it: ``num_samples`` patches, by ``kind`` (a key of :data:`MAPS`)."""
 
     shape: tuple[int, int, int]
     patch_size: int
@@ -44,36 +45,46 @@ class Way:
 
 
 def make_item(shape: tuple[int, int, int], seed: int = 0) -> Item:
-    """A float32 image, a uint8 label and a float32 weight map, each ``[1, *shape]``."""
+    """A float32 image, a uint8 label, one whose last class is rare, and a float32 weight map, each ``[1, *shape]``."""
     image, label = make_volume(shape, seed)
+    rare = np.where(label == NUM_CLASSES - 1, np.uint8(0), label)
+    rare[tuple(slice(n // 2 - RARE_EDGE // 2, n // 2 + RARE_EDGE // 2) for n in shape)] = NUM_CLASSES - 1
     weights = np.where(image != 0, np.float32(0.05), np.float32(0)) + label.astype(np.float32)
-    arrays = {"image": image.astype(np.float32), "label": label, "weights": weights}
+    arrays = {"image": image.astype(np.float32), "label": label, "rare": rare, "weights": weights}
     return {key: torch.from_numpy(array[None]) for key, array in arrays.items()}
+
+
+def needed_of(item: Item, scene: Scene) -> Item:
+    """What a scene needs of an item: the keys that are cut, and the weight map if centers are drawn by that."""
+    if scene.kind == "weighted":
+        return {key: item[key] for key in (*KEYS, "weights")}
+    return {**{key: item[key] for key in KEYS}, "label": item[MAPS[scene.kind]]}
 
 
 def ways(item: Item, scene: Scene) -> dict[str, Way]:
     """Everyone, by name. All but those with an index get a map that nobody has seen."""
+    needed = needed_of(item, scene)
     if scene.kind == "weighted":
-        needed = item
+        map_key = "weights"
         args = [scene.patch_size] * 3, scene.num_samples
         ours: Any = RandWeightedPatchd(KEYS, "weights", scene.patch_size, scene.num_samples)
         index: Any = WeightIndexd("weights")
         monai: Any = RandWeightedCropd(KEYS, "weights", *args)
     else:
-        needed = {key: item[key] for key in KEYS}
+        map_key = "label"
         ours = RandLabelPatchd(KEYS, "label", scene.patch_size, scene.num_samples, CLASS_PROBABILITIES)
         index = LabelIndexd("label")
         monai = _monai_label_crop(scene)
     everyone: dict[str, Way] = {}
     for container, tracked in (("tensors", False), ("MetaTensors", True)):
-        fresh = _Fresh(needed, MAPS[scene.kind], tracked)
+        fresh = _Fresh(needed, map_key, tracked)
         name = container.lower()
         everyone[f"ours-{name}"] = Way(f"ours, first use of the map, {container}", fresh, _tracked(ours, tracked))
         everyone[f"ours-index-{name}"] = Way(
             f"ours, index at hand, {container}", _Indexed(fresh, index, ours), _tracked(ours, tracked)
         )
         everyone[f"monai-{name}"] = Way(f"MONAI's crop, copied, {container}", fresh, _tracked(monai, tracked, _copied))
-        if scene.kind == "label":
+        if map_key == "label":
             indexed = _Indexed(fresh, ClassesToIndicesd("label", num_classes=NUM_CLASSES), None)
             crop, title = _monai_label_crop(scene, CLASS_INDICES), "MONAI's crop, class indices at hand"
             everyone[f"monai-index-{name}"] = Way(
@@ -88,8 +99,8 @@ def ways(item: Item, scene: Scene) -> dict[str, Way]:
     if find_spec("torchio") is not None:
         everyone["torchio"] = _torchio(needed, scene)
     everyone["limit-copy"] = Way("limit: copy of the patches", _Starts(scene), _Copy(needed, scene.patch_size))
-    map_ = item[MAPS[scene.kind]]
-    if scene.kind == "label":
+    map_ = needed[map_key]
+    if map_key == "label":
         everyone["limit-map"] = Way("limit: locating the label's runs", map_.clone, _locate_runs)
     else:
         everyone["limit-map"] = Way("limit: one pass over the weights", map_.clone, torch.sum)
