@@ -79,18 +79,19 @@ class PatchGeometry:
         return np.array([s // 2 for s in self.size], dtype=np.int64)
 
     @cached_property
-    def _inside_starts(self) -> tuple[np.ndarray, np.ndarray]:
-        excess = np.array(self.shape, dtype=np.int64) - np.array(self.size, dtype=np.int64)
-        only = -((1 - excess) // 2)
-        return np.where(excess < 0, only, 0), np.where(excess < 0, only, excess)
+    def _inside_starts(self) -> Box:
+        """Per axis the first and the last start."""
+        excesses = [n - s for n, s in zip(self.shape, self.size, strict=True)]
+        return tuple((0, excess) if excess >= 0 else (-((1 - excess) // 2),) * 2 for excess in excesses)
 
     @cached_property
     def box(self) -> Box:
         """The voxels that may be chosen: per axis the first and the one after the last."""
         if self.border != "inside":
             return tuple((0, n) for n in self.shape)
-        first, last = (starts + self.half for starts in self._inside_starts)
-        return tuple((a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+        return tuple(
+            (first + s // 2, last + s // 2 + 1) for (first, last), s in zip(self._inside_starts, self.size, strict=True)
+        )
 
     def starts(self, chosen: np.ndarray) -> np.ndarray:
         """Starts of the patches for chosen voxels.
@@ -102,7 +103,7 @@ class PatchGeometry:
             int64 starts of shape [n, axes]; negative, or nearer to the end than the patch's size, where it overhangs.
         """
         starts: np.ndarray = np.asarray(chosen, dtype=np.int64) - self.half
-        return np.clip(starts, *self._inside_starts) if self.border == "clamp" else starts
+        return np.clip(starts, *np.array(self._inside_starts).T) if self.border == "clamp" else starts
 
     def overhangs(self, starts: np.ndarray) -> bool:
         """Whether any of the patches reaches over the volume's border."""

@@ -71,6 +71,7 @@ class LabelIndex:
             several a class is a channel's index, and a voxel belongs to each class whose channel is > 0 there.
         max_runs: where a box has more runs than this the index falls back on counts per row; by default a sixteenth of
             its voxels.
+        made_before: gives the index that was made of this very label before, if there is one; asked when trials fail.
 
     >>> label = np.array([[[0, 0, 0], [0, 1, 2]]])
     >>> index = LabelIndex(label)
@@ -80,7 +81,13 @@ class LabelIndex:
     [[1, 2], [1, 2]]
     """
 
-    def __init__(self, label: np.ndarray, max_runs: int | None = None) -> None:
+    def __init__(
+        self,
+        label: np.ndarray,
+        max_runs: int | None = None,
+        made_before: Callable[[], LabelIndex | None] | None = None,
+    ) -> None:
+        self._made_before = made_before
         self.channels = label.shape[0]
         self._order = AxisOrder.of(label[0])
         self._shape = tuple(label.shape[1:][axis] for axis in self._order.axes)
@@ -99,7 +106,7 @@ class LabelIndex:
     ) -> LabelIndex:
         """The index of a C-ordered label whose :meth:`regions` were kept; drawing reads nothing of the label."""
         index = cls.__new__(cls)
-        index.channels, index._shape, index._max_runs = shape[0], shape[1:], 0
+        index.channels, index._shape, index._max_runs, index._made_before = shape[0], shape[1:], 0, None
         index._order = AxisOrder(tuple(range(len(shape) - 1)))
         index._regions = {(layer, box): regions[layer.name] for layer in cls.layers(shape[0], rule)}
         return index
@@ -156,7 +163,8 @@ class LabelIndex:
         tried = self._try(label, bounds, rule, n, rng)
         if tried is not None:
             return self._order.restore(tried)
-        groups = self._groups(label, bounds, rule)
+        index = (self._made_before and self._made_before()) or self
+        groups = index._groups(label, bounds, rule)
         weights = np.concatenate([group.weights for group in groups])
         if not (weights > 0).any():
             return None

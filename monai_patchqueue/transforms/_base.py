@@ -17,7 +17,7 @@ from ..sampling import PatchGeometry
 from ._arguments import Count, as_int, check_border, check_count, check_size
 from ._meta import PatchMeta, Places
 from ._padding import Fill
-from ._volumes import cut, fitting_geometry, in_memory, up_to_date
+from ._volumes import cut, describe, fitting_geometry, in_memory, up_to_date
 
 
 class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
@@ -41,7 +41,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         """Whether pending operations must be applied before: where patches may be padded, voxels are needed."""
         return self._fill is not None or self.border == "pad"
 
-    def geometry(self, volume: Any, where: str, may_pad: bool | None = None) -> PatchGeometry:
+    def geometry(self, volume: Any, where: object, may_pad: bool | None = None) -> PatchGeometry:
         """The legal patches of a volume; see :func:`fitting_geometry` for what it raises."""
         if may_pad is None:
             may_pad = self._fill is not None or self.border == "pad"
@@ -114,13 +114,13 @@ class CountedPatchTransform(PatchTransform):
 
     def count(self, img: Any) -> int:
         """Number of patches to take of a volume."""
-        return resolve_count(self.num_samples, img, "num_samples(img)")
+        return resolve_count(self.num_samples, img, describe(img), "num_samples(img)")
 
 
-def resolve_count(num_samples: Any, argument: Any, where: str) -> int:
+def resolve_count(num_samples: Any, argument: Any, where: object, what: str) -> int:
     """``num_samples`` as int, calling it where it is callable."""
     value = num_samples(argument) if callable(num_samples) else num_samples
     count = as_int(value)
     if count is None or count < 0:
-        raise ValueError(f"{where}: the number of patches must be an int of 0 or more, got {value!r}")
+        raise ValueError(f"{where}, {what}: the number of patches must be an int of 0 or more, got {value!r}")
     return count

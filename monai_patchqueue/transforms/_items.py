@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,14 +77,14 @@ class PatchTransformd(MapTransform, InvertibleTransform, LazyTransform, MultiSam
             )
         return [key for key in self.keys if key in data]
 
-    def _guide(self, data: Item, key: Hashable, index_key: str) -> tuple[Any, Any]:
-        """The weight map or label, and its index if there is one that is valid; None where the item may lack it."""
+    def _guide(self, data: Item, key: Hashable, index_key: str) -> tuple[Any, Callable[[], Any] | None]:
+        """The weight map or label, None where the item may lack it; and what gives its index while that is valid."""
         if key not in data and not self.allow_missing_keys:
             raise KeyError(
                 f"{describe(item=data)}: {type(self).__name__} finds no key {key!r} in an item that has {list(data)}"
             )
         guide, index = data.get(key), data.get(index_key)
-        return guide, index.of(guide) if isinstance(index, ReusableIndex) else None
+        return guide, partial(index.of, guide) if isinstance(index, ReusableIndex) else None
 
     def _current(self, data: Item, lazy: bool, *guides: Hashable) -> dict[Hashable, Any]:
         """The item with its pending operations applied where voxels are needed."""
@@ -170,5 +171,5 @@ class CountedPatchTransformd(PatchTransformd):
         """Number of patches to take of an item."""
         if isinstance(self.num_samples, str):
             value = data.get(self.num_samples, self.default_num_samples)
-            return resolve_count(value, data, f"{describe(item=data)}, key {self.num_samples!r}")
-        return resolve_count(self.num_samples, data, f"{describe(item=data)}, num_samples(item)")
+            return resolve_count(value, data, describe(item=data), f"key {self.num_samples!r}")
+        return resolve_count(self.num_samples, data, describe(item=data), "num_samples(item)")

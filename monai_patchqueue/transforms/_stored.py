@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from functools import cached_property
 from typing import Any
 
@@ -99,12 +99,14 @@ class StoredWeightIndex:
         return (kept or make())["sums"]
 
 
-def index_label(label: np.ndarray | StoredVolume | UnreadGuide) -> LabelIndex | StoredLabelIndex:
-    """The index of a label, wherever it lies; that of a file is kept."""
+def index_label(
+    label: np.ndarray | StoredVolume | UnreadGuide, made_before: Callable[[], LabelIndex | None] | None = None
+) -> LabelIndex | StoredLabelIndex:
+    """The index of a label, wherever it lies; that of a file is kept, that of an array perhaps made before."""
     if isinstance(label, StoredVolume):
         return StoredLabelIndex(label)
     if isinstance(label, np.ndarray):
-        return LabelIndex(label)
+        return LabelIndex(label, made_before=made_before)
     index: LabelIndex = kept_indices.get(("label", label.source), lambda: LabelIndex(label.numbers))
     return index
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,28 @@ from ._kept import UnreadGuide
 from ._padding import Fill, read_padded
 
 
-def describe(volume: Any = None, key: Hashable = None, item: Mapping[Hashable, Any] | None = None) -> str:
+@dataclass(frozen=True)
+class VolumeName:
+    """Names a volume for an error message, by its file and its key; put together where there is an error."""
+
+    volume: Any
+    key: Hashable
+    item: Mapping[Hashable, Any] | None
+
+    def __str__(self) -> str:
+        others = list(self.item.values()) if self.item is not None else []
+        metas = [getattr(v, "meta", None) for v in (self.volume, *others)]
+        if self.item is not None:
+            metas += [v for k, v in self.item.items() if isinstance(k, str) and k.endswith(PostFix.meta(""))]
+        files = (m.get(ImageMetaKey.FILENAME_OR_OBJ) for m in metas if isinstance(m, Mapping))
+        file = next((f for f in files if f is not None and str(f)), None)
+        name = "volume without a file name" if file is None else f"volume {str(file)!r}"
+        return name if self.key is None else f"{name}, key {self.key!r}"
+
+
+def describe(volume: Any = None, key: Hashable = None, item: Mapping[Hashable, Any] | None = None) -> VolumeName:
     """Names a volume for an error message: its file and its key."""
-    others = list(item.values()) if item is not None else []
-    metas = [getattr(v, "meta", None) for v in (volume, *others)]
-    if item is not None:
-        metas += [v for k, v in item.items() if isinstance(k, str) and k.endswith(PostFix.meta(""))]
-    files = (m.get(ImageMetaKey.FILENAME_OR_OBJ) for m in metas if isinstance(m, Mapping))
-    file = next((f for f in files if f is not None and str(f)), None)
-    name = "volume without a file name" if file is None else f"volume {str(file)!r}"
-    return name if key is None else f"{name}, key {key!r}"
+    return VolumeName(volume, key, item)
 
 
 def is_volume(value: Any) -> bool:
@@ -57,7 +70,7 @@ def up_to_date(volume: Any) -> Any:
 
 
 def fitting_geometry(
-    volume: Any, where: str, spatial_size: int | tuple[int, ...], border: str, may_pad: bool
+    volume: Any, where: object, spatial_size: int | tuple[int, ...], border: str, may_pad: bool
 ) -> PatchGeometry:
     """The legal patches of a volume.
 
@@ -105,7 +118,7 @@ def no_center(lacking: str, geometry: PatchGeometry) -> str:
     )
 
 
-def same_shape(guide: Any, geometry: PatchGeometry, where: str) -> np.ndarray | StoredVolume | UnreadGuide:
+def same_shape(guide: Any, geometry: PatchGeometry, where: object) -> np.ndarray | StoredVolume | UnreadGuide:
     """A weight map or label as array, or as it lies in a store or file, after a check that it is for this volume.
 
     Raises:

@@ -23,7 +23,7 @@ from ._arguments import LabelProbabilities, check_choice, check_fraction, check_
 from ._base import CountedPatchTransform, PatchTransform
 from ._kept import UnreadGuide
 from ._meta import Places
-from ._stored import FirstChannel, StoredLabelIndex, StoredWeightIndex, index_label, index_weights
+from ._stored import FirstChannel, StoredLabelIndex, index_label, index_weights
 from ._volumes import REMEDY, describe, no_center, same_shape, up_to_date
 
 __all__ = ["GridPatchSamples", "RandLabelPatch", "RandUniformPatch", "RandWeightedPatch"]
@@ -125,8 +125,8 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
         geometry: PatchGeometry,
         n: int,
         weight_map: Any = None,
-        where: str = "weight map",
-        index: WeightIndex | StoredWeightIndex | None = None,
+        where: object = "weight map",
+        made_before: Callable[[], WeightIndex | None] | None = None,
     ) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes].
 
@@ -135,7 +135,7 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             n: how many.
             weight_map: channel-first, of the volume's spatial shape; None counts as a map of zeros.
             where: names the map in error messages.
-            index: the map's index if there is one already.
+            made_before: gives the map's index if there is one already.
 
         Raises:
             ValueError: if a weight is negative, NaN or infinite, the map has another shape, or nothing can be drawn.
@@ -148,7 +148,7 @@ class RandWeightedPatch(Randomizable, CountedPatchTransform):
             weights = FirstChannel(guide) if isinstance(guide, StoredVolume) else guide[0]
             try:
                 source = guide.source if isinstance(guide, UnreadGuide) else None
-                index = index or index_weights(weights, source)
+                index = (made_before and made_before()) or index_weights(weights, source)
                 drawn = index.draw(weights, geometry.box, n, self.R)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
@@ -237,7 +237,12 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         return by_label + [rule for rule in uniform if rule.ignore is not None]
 
     def randomize(
-        self, geometry: PatchGeometry, n: int, label: Any = None, where: str = "label", index: Any = None
+        self,
+        geometry: PatchGeometry,
+        n: int,
+        label: Any = None,
+        where: object = "label",
+        made_before: Callable[[], LabelIndex | None] | None = None,
     ) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes].
 
@@ -246,7 +251,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
             n: how many.
             label: channel-first, of the volume's spatial shape; None counts as a label without classes.
             where: names the label in error messages.
-            index: the label's index if there is one already.
+            made_before: gives the label's index if there is one already.
 
         Raises:
             ValueError: if the label's shape is another one, or nothing can be drawn.
@@ -254,8 +259,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         if not n:
             return np.zeros((0, len(geometry.shape)), dtype=np.int64)
         array = None if label is None else same_shape(label, geometry, where)
-        if array is not None and index is None:
-            index = index_label(array)
+        index = None if array is None else index_label(array, made_before)
         by_label = n
         if self.foreground_fraction is not None:
             share = round(n * self.foreground_fraction, 9)
@@ -275,7 +279,7 @@ class RandLabelPatch(Randomizable, CountedPatchTransform):
         geometry: PatchGeometry,
         label: np.ndarray | StoredVolume | UnreadGuide | None,
         index: LabelIndex | StoredLabelIndex | None,
-        where: str,
+        where: object,
     ) -> np.ndarray:
         if rule == LabelRule("any"):
             return geometry.draw_uniform(n, self.R)

@@ -115,8 +115,8 @@ class RandWeightedPatchd(Randomizable, CountedPatchTransformd):
     def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         self.cropper.R = self.R  # one stream of random numbers, this object's
-        weights, index = self._guide(data, self.w_key, weight_index_key(self.w_key))
-        return self.cropper.randomize(geometry, n, weights, describe(weights, self.w_key, data), index)
+        weights, made_before = self._guide(data, self.w_key, weight_index_key(self.w_key))
+        return self.cropper.randomize(geometry, n, weights, describe(weights, self.w_key, data), made_before)
 
     def make_ready(self, data: Item) -> None:
         """See :class:`PatchTransformd`."""
@@ -180,8 +180,8 @@ class RandLabelPatchd(Randomizable, CountedPatchTransformd):
     def randomize(self, data: Item, geometry: PatchGeometry, n: int) -> np.ndarray:
         """Draw the starts of ``n`` patches; int64 of shape [n, axes]."""
         self.cropper.R = self.R  # one stream of random numbers, this object's
-        label, index = self._guide(data, self.label_key, label_index_key(self.label_key))
-        return self.cropper.randomize(geometry, n, label, describe(label, self.label_key, data), index)
+        label, made_before = self._guide(data, self.label_key, label_index_key(self.label_key))
+        return self.cropper.randomize(geometry, n, label, describe(label, self.label_key, data), made_before)
 
     def make_ready(self, data: Item) -> None:
         """See :class:`PatchTransformd`."""

@@ -94,7 +94,7 @@ class WeightIndexd(MapTransform):
         return d
 
 
-def _settled(volume: Any, where: str) -> Any:
+def _settled(volume: Any, where: object) -> Any:
     """The volume up to date, and a tensor contiguous."""
     if not is_volume(volume):
         raise TypeError(f"{where}: expected a channel-first array or tensor, got {type(volume).__name__}")

@@ -14,7 +14,7 @@ import torch
 from monai.data import CacheDataset, MetaTensor, PersistentDataset
 from monai.transforms import Compose, EnsureTyped, Flipd, Lambdad, Orientationd, RandFlipd, SpatialPadd
 
-from monai_patchqueue.sampling import LabelIndex, WeightIndex
+from monai_patchqueue.sampling import WeightIndex, labels
 from monai_patchqueue.transforms import LabelIndexd, RandLabelPatchd, RandWeightedPatchd, WeightIndexd
 from tests.volumes import blobs, meta
 
@@ -23,18 +23,22 @@ WEIGH = RandWeightedPatchd(["w"], "w", 5, 20)
 
 
 def indexed(dtype: type = np.uint8) -> dict[Any, Any]:
+    """An item with indices that were drawn from."""
     label = blobs(24, 22, 20, dtype=dtype)
-    return WeightIndexd("w")(LabelIndexd("label")({"label": meta(label), "w": torch.from_numpy(label == 2).float()}))
+    item = {"label": meta(label), "w": torch.from_numpy(label == 2).float()}
+    item = WeightIndexd("w")(LabelIndexd("label")(item))
+    CROP(item)
+    return item
 
 
 def built(action: Callable[[], Any]) -> int:
-    """How many indices of labels and weight maps an action builds."""
+    """How often an action finds the runs of labels, and how many indices of weight maps it builds."""
     with (
-        mock.patch.object(LabelIndex, "__init__", autospec=True, side_effect=LabelIndex.__init__) as labels,
+        mock.patch.object(labels, "find_runs", side_effect=labels.find_runs) as runs,
         mock.patch.object(WeightIndex, "__init__", autospec=True, side_effect=WeightIndex.__init__) as weights,
     ):
         action()
-    return int(labels.call_count + weights.call_count)
+    return int(runs.call_count + weights.call_count)
 
 
 def check_centers(item: dict[Any, Any]) -> None:
@@ -72,6 +76,7 @@ def test_a_cached_dataset_pays_once(copy_cache: bool, as_contiguous: bool) -> No
     data = [{"label": meta(blobs(24, 22, 20, seed=i)), "w": meta(blobs(24, 22, 20) > 0)} for i in range(2)]
     pipeline = Compose([EnsureTyped(["label", "w"]), LabelIndexd("label"), WeightIndexd("w"), CROP])
     dataset = CacheDataset(data, pipeline, copy_cache=copy_cache, as_contiguous=as_contiguous, progress=False)
+    assert built(lambda: [dataset[i] for i in range(2)]) == 2
     assert built(lambda: [dataset[i] for _ in range(3) for i in range(2)]) == 0
     assert all(int(p["label"][0, 2, 2, 2]) in (1, 2) for i in range(2) for p in dataset[i])
 
