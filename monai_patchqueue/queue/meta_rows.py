@@ -219,6 +219,9 @@ def _take(value: Any, numbers: list[bytes], texts: list[str], container: type = 
     if isinstance(value, str):
         texts.append(value)
         return _Text(container)
+    if kind is tuple and all(type(part) is int for part in value):
+        numbers.append(struct.pack(f"{len(value)}q", *value))
+        return _whole_numbers(len(value))
     if kind is tuple or kind is list:
         return _Parts(kind, (), tuple([_take(part, numbers, texts, tuple) for part in value]))
     if kind is dict:
@@ -227,6 +230,12 @@ def _take(value: Any, numbers: list[bytes], texts: list[str], container: type = 
         numbers.append(value.tobytes())
         return _Number(kind, value.dtype, ())
     raise _UnusualError
+
+
+@lru_cache(maxsize=64)
+def _whole_numbers(count: int) -> _Parts:
+    """A tuple of ints, as patches' places are."""
+    return _Parts(tuple, (), (_Number(int, np.dtype(_PLAIN[int]), ()),) * count)
 
 
 @lru_cache(maxsize=64)
