@@ -14,9 +14,9 @@ from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
 
 from ..io.reused_memory import is_idle
+from .copies import own_copy
 from .epoch import DrawnPatch
 from .meta_rows import MetaRows
-from .own_copy import own_copy
 from .recorder import Recorder
 from .schedule import BATCH, ITEM, seed_sequence
 from .seeding import Reseeder

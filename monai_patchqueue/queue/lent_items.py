@@ -8,7 +8,6 @@ volumes hold. Of these, what the slices show is copied afterwards, so that whate
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import Transform
 
 from ..io.lazy_tensor import LazyTensor
+from .copies import deep_copy
 
 __all__ = ["lending"]
 
@@ -137,7 +137,7 @@ class _Loan:
             for array in _arrays(value):
                 if key != withheld and _is_lendable(array):
                     memo[id(array)] = self._lend(array, memo)
-        self.item: dict[Any, Any] = copy.deepcopy(item, memo)
+        self.item: dict[Any, Any] = deep_copy(item, memo)
 
     def _lend(self, value: Any, memo: dict[int, Any]) -> Any:
         if isinstance(value, np.ndarray):
@@ -146,7 +146,7 @@ class _Loan:
         self._fresh[value.untyped_storage().data_ptr()] = None
         alias = value.as_subclass(torch.Tensor).detach().as_subclass(type(value))
         if isinstance(value, MetaTensor):
-            alias.__dict__.update(copy.deepcopy(value.__dict__, memo))
+            alias.__dict__.update(deep_copy(value.__dict__, memo))
         return alias
 
     def separate(self, value: Any) -> Any:

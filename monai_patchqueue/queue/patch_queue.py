@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from .copies import own_copy
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
-from .own_copy import own_copy
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, slab_specs
 from .recorder import Recorder

@@ -15,8 +15,8 @@ import torch
 from monai.data import MetaTensor
 
 from ..io.lazy_tensor import LazyTensor
+from .copies import own_copy
 from .meta_rows import MetaRows
-from .own_copy import own_copy
 from .slab import KeySpec
 
 __all__ = ["VolumeRecord", "array_specs", "as_tensor", "first_difference", "pack", "slab_specs"]
