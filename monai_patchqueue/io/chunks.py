@@ -116,6 +116,10 @@ class ChunkedFile:
         status = os.stat(file)
         self._key = (file, mmap, status.st_ino, status.st_mtime_ns)
 
+    def renewed(self) -> ChunkedFile:
+        """The same array, in the file that is there now."""
+        return ChunkedFile(self.file, self.shape, self.dtype, self.mmap)
+
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """A region: one slice without a step for each axis.
 

@@ -10,12 +10,12 @@ from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from monai.data import MetaTensor, NumpyReader
 from monai.data.utils import is_no_channel
 from monai.transforms.io.array import switch_endianness
 from monai.utils import ImageMetaKey, MetaKeys
 
+from .copies import own_copy
 from .nifti import NiftiVoxels, nifti_files
 from .reader import FastNiftiReader
 from .regions import StoredFile
@@ -57,10 +57,8 @@ class VolumeHeader(Generic[Voxels]):
 
     def meta(self) -> dict[Any, Any]:
         """Metadata that belong to the caller, arrays included."""
-        return {
-            key: value.copy() if isinstance(value, np.ndarray) else value.clone() if torch.is_tensor(value) else value
-            for key, value in self.kept_meta.items()
-        }
+        meta: dict[Any, Any] = own_copy(self.kept_meta)
+        return meta
 
 
 class NpyVoxels(NamedTuple):

@@ -121,7 +121,7 @@ def _to_bytes(array: np.ndarray) -> list[Any]:
 
 def _from_bytes(content: list[Any]) -> np.ndarray:
     dtype, shape, text = content
-    array: np.ndarray = np.frombuffer(bytearray(base64.b64decode(text)), dtype).reshape(shape)
+    array: np.ndarray = np.frombuffer(base64.b64decode(text), dtype).reshape(shape).copy()  # in memory of its own
     return array
 
 

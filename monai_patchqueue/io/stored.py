@@ -16,6 +16,7 @@ import torch
 from monai.data import MetaTensor
 
 from .chunks import ChunkedFile, compress, default_chunk_shape
+from .copies import own_copy
 from .entries import EntryFolder
 from .lazy import LazyVolume
 from .lazy_meta_tensor import LazyMetaTensor
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 SMALL_BYTES = 4096
 """Smaller arrays are kept as plain data."""
-REMEMBERED = 128
-"""Entries of which a process keeps what their manifests say."""
+REMEMBERED = 1024
+"""Entries of which a process keeps what their manifests say, about 25 KiB each for an image and a label."""
 MAPPED_INDICES = 64
 """Indices of which a process keeps the files open."""
 
@@ -99,8 +100,18 @@ class StoredVolume(LazyVolume):
     ) -> None:
         super().__init__(stored, Scaling(dtype=dtype), meta, channel_axis=0)
         self.kind = kind
+        self._chunks = stored
         self.applied_operations = applied_operations
         self.indices = indices
+
+    def renewed(self) -> StoredVolume:
+        """The same volume, with metadata that belong to the caller.
+
+        Raises:
+            FileNotFoundError: its file is not there any more.
+        """
+        meta, operations = (_renewed(part, StoredVolume.load) for part in (self.meta, self.applied_operations))
+        return StoredVolume(self._chunks.renewed(), self.dtype, self.kind, meta, operations, self.indices)
 
     def load(self) -> Any:
         """The whole volume, as what it was, in memory of its own."""
@@ -152,8 +163,7 @@ class StoredItems:
             FileNotFoundError: it is not there.
             DamagedEntry: its manifest is not what was written.
         """
-        content = _content(*_version(self.folder, name))
-        return decode(content, lambda _, volume: self._volume(name, volume))
+        return _renewed(_item(*_version(self.folder, name), self._mmap), StoredVolume.renewed)
 
     def _keep(self, array: Any, path: str, files: dict[str, bytes]) -> Tagged | None:
         numbers = _numpy(array)
@@ -178,13 +188,6 @@ class StoredItems:
             kind, beside = "MetaTensor", [array.meta, array.applied_operations]
         beside = [encode(v, lambda array, path: self._keep(array, path, files), f"{path}.meta") for v in beside]
         return Tagged("volume", [file, kind, list(numbers.shape), stored.dtype.str, numbers.dtype.str, *beside])
-
-    def _volume(self, name: str, content: list[Any]) -> StoredVolume:
-        file, kind, shape, stored, dtype, *beside = content
-        meta, operations = (decode(v, lambda _, volume: self._volume(name, volume).load()) for v in beside)
-        numbers = ChunkedFile(str(self.folder.path(name, file)), shape, np.dtype(stored), self._mmap)
-        indices = StoredIndices(self.folder, f"{name}.{file}")
-        return StoredVolume(numbers, np.dtype(dtype), kind, meta, operations, indices)
 
 
 def _numpy(array: Any) -> np.ndarray | None:
@@ -221,8 +224,28 @@ def _version(folder: EntryFolder, name: str) -> tuple[Path, str, int, int]:
 
 
 @lru_cache(REMEMBERED)
-def _content(root: Path, name: str, _inode: int, _mtime: int) -> Any:
-    return EntryFolder(root).read(name)
+def _item(root: Path, name: str, _inode: int, _mtime: int, mmap: bool) -> Any:
+    """An item as it is kept, which is never handed out itself."""
+    folder = EntryFolder(root)
+
+    def volume(_: str, content: list[Any]) -> StoredVolume:
+        file, kind, shape, stored, dtype, *beside = content
+        meta, operations = (decode(v, volume) for v in beside)
+        numbers = ChunkedFile(str(folder.path(name, file)), shape, np.dtype(stored), mmap)
+        return StoredVolume(numbers, np.dtype(dtype), kind, meta, operations, StoredIndices(folder, f"{name}.{file}"))
+
+    return decode(folder.read(name), volume)
+
+
+def _renewed(value: Any, volume: Callable[[StoredVolume], Any]) -> Any:
+    """What is kept, as it is handed out: with copies of plain data."""
+    if isinstance(value, StoredVolume):
+        return volume(value)
+    if type(value) is dict:
+        return {key: _renewed(v, volume) for key, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_renewed(v, volume) for v in value])
+    return own_copy(value)
 
 
 @lru_cache(MAPPED_INDICES)

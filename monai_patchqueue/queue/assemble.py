@@ -13,8 +13,8 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.data.utils import collate_meta_tensor_fn
 
+from ..io.copies import own_copy
 from ..io.reused_memory import is_idle
-from .copies import own_copy
 from .epoch import DrawnPatch
 from .meta_rows import MetaRows
 from .recorder import Recorder

@@ -21,8 +21,8 @@ from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import Transform
 
+from ..io.copies import deep_copy
 from ..io.lazy_tensor import LazyTensor
-from .copies import deep_copy
 
 __all__ = ["lending"]
 

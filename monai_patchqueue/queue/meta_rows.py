@@ -23,7 +23,7 @@ from monai.data import MetaTensor
 from monai.data.utils import collate_meta_tensor_fn
 from monai.utils import TraceKeys
 
-from .copies import own_copy
+from ..io.copies import own_copy
 
 __all__ = ["MetaRows"]
 

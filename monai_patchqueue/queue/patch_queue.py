@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from .copies import own_copy
+from ..io.copies import own_copy
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
 from .errors import Failure
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from ..io.copies import own_copy
 from ..io.lazy_tensor import LazyTensor
-from .copies import own_copy
 from .meta_rows import MetaRows
 from .slab import KeySpec
 

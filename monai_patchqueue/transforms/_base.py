@@ -60,13 +60,13 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         lazy = lazy and isinstance(volume, MetaTensor) and not geometry.overhangs(places.starts)
         volume = volume if lazy else up_to_date(volume)
         meta = None
+        if isinstance(volume, StoredVolume) and volume.kind != "array" and not self.copies:
+            volume = volume.lazily()
         kind = getattr(volume, "kind", None)  # of a volume that is read lazily
         if get_track_meta() and kind in (None, "MetaTensor") and isinstance(getattr(volume, "meta", None), dict):
             meta = PatchMeta(volume, places, self.get_transform_info())
             if lazy:
                 return [meta.cut_lazily(i, volume) for i in range(len(rows))]
-        if isinstance(volume, StoredVolume) and kind != "array" and not self.copies:
-            volume = volume.lazily()
         if isinstance(volume, torch.Tensor):
             volume = in_memory(volume, described=meta is not None)
         fill = fill or self._fill or Fill()

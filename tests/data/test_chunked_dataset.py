@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -433,6 +434,30 @@ def test_impossible_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         ChunkedDataset([], transform, tmp_path, **options)
+
+
+@pytest.mark.parametrize("pipeline", ["uniform", "padded", "no crop first", "nothing random"])
+def test_what_is_written_into_an_item_does_not_last(files: list[dict[str, Any]], tmp_path: Path, pipeline: str) -> None:
+    record = {**files[0], "box": np.arange(6), "ages": [40, {"at": 41}]}
+    transform = Compose(PIPELINES[pipeline]())
+    dataset = ChunkedDataset([record], transform, tmp_path)
+    transform.set_random_state(0)
+    expected = copy.deepcopy(dataset[0])
+    for item in dataset[0] if isinstance(expected, list) else [dataset[0]]:
+        spoil(item)
+    transform.set_random_state(0)
+    assert_same(dataset[0], expected)
+
+
+def spoil(value: Any) -> None:
+    if isinstance(value, MetaTensor):
+        spoil([value.meta, value.applied_operations])
+    elif isinstance(value, torch.Tensor | np.ndarray):
+        value[...] = 77
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            spoil(part)
+        value.clear()
 
 
 def test_a_value_that_cannot_be_stored_is_named(tmp_path: Path) -> None:

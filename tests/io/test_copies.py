@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
-from monai_patchqueue.queue.copies import deep_copy, own_copy
+from monai_patchqueue.io.copies import deep_copy, own_copy
 
 
 class Box:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of what a queue or a cache keeps: mostly metadata, which are many small values."""
+"""Copies of what is kept: mostly metadata, which are many small values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNCHANGING = frozenset((bool, bytes, complex, float, int, str, type(None)))
 
 
 def own_copy(value: Any) -> Any:
-    """A copy of a value, down to its arrays: what a queue keeps is never handed out itself."""
+    """A copy of a value, down to its arrays: what is kept is never handed out itself."""
     kind = type(value)
     if kind in _UNCHANGING:
         return value
