@@ -199,8 +199,8 @@ class LabelIndex:
         if not weights:
             return None
         picked = choose(np.cumsum(weights), rng.random_sample(n))
-        drawn = np.stack(numbers)[picked, np.arange(n)]
-        voxels: np.ndarray = np.stack(np.unravel_index(drawn, size), axis=1) + np.array([a for a, _ in box])
+        drawn = np.array(numbers)[picked, np.arange(n)]
+        voxels: np.ndarray = np.array(np.unravel_index(drawn, size)).T + np.array([a for a, _ in box])
         return voxels
 
     def _look(self, label: Any, layer: Layer, box: Box) -> Callable[[np.ndarray], np.ndarray]:

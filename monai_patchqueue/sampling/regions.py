@@ -163,7 +163,7 @@ class RunRegion:
         number = np.append(0, np.cumsum(self.counts))[which] + rng.randint(0, self.counts[which], dtype=np.int64)
         place = np.searchsorted(before, number.astype(before.dtype), side="right") - 1
         rank = self._starts[order[place]] + (number - before[place])
-        voxels: np.ndarray = np.stack(np.unravel_index(rank, self._size), axis=1) + self._first
+        voxels: np.ndarray = np.array(np.unravel_index(rank, self._size)).T + self._first
         return voxels
 
 

@@ -78,7 +78,8 @@ def _state(volume: torch.Tensor) -> tuple[Any, ...] | None:
 def _glimpse(volume: torch.Tensor) -> bytes:
     """Some thousand voxels, from all over the volume."""
     plain = volume.as_subclass(torch.Tensor).detach()
-    step = max(1, round((plain.numel() / GLIMPSE_VOXELS) ** (1 / max(1, plain.ndim))))
+    axes = sum(n > 1 for n in plain.shape)
+    step = max(1, round((plain.numel() / GLIMPSE_VOXELS) ** (1 / max(1, axes))))
     seen = plain[tuple(slice(min(step // 2, n - 1), None, step) for n in plain.shape)].contiguous()
     shown: bytes = (seen if seen.dtype == torch.bool else seen.view(torch.uint8)).cpu().numpy().tobytes()
     return shown
