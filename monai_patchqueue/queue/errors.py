@@ -6,11 +6,19 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-__all__ = ["Failure", "WorkerDiedError"]
+__all__ = ["Failure", "VolumeFailedError", "WorkerDiedError"]
 
 
 class WorkerDiedError(RuntimeError):
     """A worker ended while it prepared a volume."""
+
+
+class VolumeFailedError(Exception):
+    """Carries the exception that the consumer is to see."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Verbatim(str):

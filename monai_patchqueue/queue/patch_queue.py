@@ -12,27 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from ..io.copies import own_copy
 from .epoch import DrawnPatch, EpochUnderWay, QueuedVolume
-from .errors import Failure
+from .errors import Failure, VolumeFailedError
 from .producers import Assignment, Event, Failed, InMemory, NeedsSlots, Producer, Written
 from .record import VolumeRecord, slab_specs
 from .recorder import Recorder
 from .schedule import Drawing, Plan, Ticket
-from .slab import KeySpec, Slab, SlabHandle, SlabInfo, SlabLayout, slots_needed
-from .worker import MisfitError, PreparedVolume, spread, write
+from .slab import KeySpec, SlabHandle, SlabInfo, SlabLayout, slots_needed
+from .slots import Slots
+from .worker import PreparedVolume
 
-__all__ = ["PatchQueue", "VolumeFailedError"]
+__all__ = ["PatchQueue"]
 
 logger = logging.getLogger(__name__)
-
-
-class VolumeFailedError(Exception):
-    """Carries the exception that the consumer is to see."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class PatchQueue:
@@ -66,10 +58,9 @@ class PatchQueue:
         replace_failed: bool = False,
         keep_misfits: bool = False,
     ) -> None:
-        self.info: SlabInfo | None = None
         self.queue_length = 0
         self._producer = producer
-        self._handle = handle
+        self._slots = Slots(handle)
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._max_count = max_count
@@ -81,7 +72,6 @@ class PatchQueue:
         self._again: deque[QueuedVolume] = deque()
         self._current: EpochUnderWay | None = None
         self._upcoming: EpochUnderWay | None = None
-        self._free: list[int] = []
         self._in_flight: dict[int, QueuedVolume] = {}
         self._numbers = 0
         self._waiting: dict[int, dict[str, KeySpec]] = {}
@@ -90,11 +80,14 @@ class PatchQueue:
         self._failed: list[QueuedVolume] = []
         self._ready = 0
 
-    # -- epochs
-
     def offer(self, ticket: Ticket, volume: PreparedVolume) -> None:
         """Take a volume that has been prepared already, to find out what patches look like."""
         self._prepared[ticket] = volume
+
+    @property
+    def info(self) -> SlabInfo | None:
+        """The slab, once it is laid out."""
+        return self._slots.info
 
     @property
     def replaced(self) -> dict[int, int]:
@@ -147,30 +140,19 @@ class PatchQueue:
             self._upcoming = self._new_epoch(following, 0)
 
     def _new_epoch(self, plan: Plan, batches: int) -> EpochUnderWay:
-        epoch = EpochUnderWay(plan, batches=batches)
-        if batches:
-            # A state says how long the queue is, so which volumes are needed is known before the slab is laid out.
-            drawing = plan.drawing(batches, self._batch_size)
-            epoch.remaining, epoch.cursor = drawing.remaining(), drawing.first_entry
+        epoch = EpochUnderWay.after(plan, batches, self._batch_size)
         if self.info is not None:
-            self._start_draws(epoch)
+            epoch.start_draws(self.queue_length, self._batch_size)
         return epoch
-
-    def _start_draws(self, epoch: EpochUnderWay) -> None:
-        epoch.plan = epoch.plan.with_length(self.queue_length)
-        epoch.draws = epoch.plan.drawing(epoch.batches, self._batch_size)
-        if epoch.batches:
-            epoch.remaining = epoch.draws.remaining()
 
     def _adopt(self, epoch: EpochUnderWay, kept: dict[Ticket, QueuedVolume], before: int) -> None:
         """Keep prepared volumes that could be there if all before them were, so that those still find slots."""
-        slots = self.info.slab.layout.slots if self.info else 0
         for entry, ticket in enumerate(epoch.plan if kept else ()):
             before += ticket.count
             volume = kept.get(ticket)
             if volume is None or not volume.untouched or not epoch.needs(entry):
                 continue
-            if self.info is None or before <= slots:
+            if self.info is None or before <= self._slots.number:
                 epoch.add(entry, kept.pop(ticket))
                 self._keep_only(volume, epoch.patches_of(entry))
 
@@ -187,12 +169,9 @@ class PatchQueue:
 
     def _release(self, volume: QueuedVolume) -> None:
         """Free the slots of a volume's patches that nobody will draw (any more)."""
-        for patch, slot in enumerate(volume.slots or ()):
-            if slot >= 0 and patch not in volume.left and volume.slots is not None:
-                volume.slots[patch] = -1
-                self._free.append(slot)
-
-    # -- producing
+        for patch in range(len(volume.slots or ())):
+            if patch not in volume.left:
+                self._slots.give_back(volume, patch)
 
     def fill(self, limit: int | None = None) -> None:
         """Hand out volumes in stream order as long as there is somebody to take them and room for their patches."""
@@ -203,7 +182,7 @@ class PatchQueue:
                 if volume.dropped:
                     continue
                 if self.info is not None and volume.slots is None:
-                    volume.slots = [self._free.pop() for _ in range(volume.ticket.count)]
+                    volume.slots = self._slots.take(volume.ticket.count)
                 self._in_flight[volume.number] = volume
                 self._submit(volume)
                 taken += 1
@@ -218,13 +197,11 @@ class PatchQueue:
                 return
             slots = None
             if self.info is not None:
-                if len(self._free) < ticket.count:
+                if self._slots.free < ticket.count:
                     return
-                slots = [self._free.pop() for _ in range(ticket.count)]
+                slots = self._slots.take(ticket.count)
             self._numbers += 1
-            source = ticket
-            if entry in epoch.replaced:
-                source = epoch.plan.replacement(entry, epoch.replaced[entry] - 1) or ticket
+            source = epoch.source(entry, ticket)
             volume = QueuedVolume(entry, ticket, self._numbers, epoch.patches_of(entry), source, slots)
             epoch.add(entry, volume)
             self._in_flight[volume.number] = volume
@@ -270,13 +247,11 @@ class PatchQueue:
         self._recorder.failed(volume.source.volume)
         if self._replace_failed:
             epoch = next(e for e in (self._current, self._upcoming) if e and e.volumes.get(volume.entry) is volume)
-            attempt = epoch.replaced.get(volume.entry, 0)
-            source = epoch.plan.replacement(volume.entry, attempt)
+            source = epoch.replacement(volume)
             if source is not None:
                 name = self._volume_name(volume.source.volume)
                 other, kind = self._volume_name(source.volume), failure.kind.__name__
                 logger.warning("%s failed and is replaced by %s: %s: %s", name, other, kind, failure.message)
-                epoch.replaced[volume.entry] = attempt + 1
                 self._numbers += 1
                 volume.number, volume.source = self._numbers, source
                 self._again.append(volume)
@@ -326,34 +301,21 @@ class PatchQueue:
         layout = SlabLayout(1, keys)
         self.queue_length = self._length(layout.patch_nbytes)
         slots = slots_needed(self.queue_length, self._producer.num_workers, self._max_count, self._batch_size)
-        self.info = SlabInfo(Slab(self._handle, replace(layout, slots=slots)), first)
-        self._free = list(range(slots))[::-1]
+        info = self._slots.lay_out(layout, slots, first)
         for _, volume in sorted(self._in_flight.items()):
-            volume.slots = [self._free.pop() for _ in range(volume.ticket.count)]
+            volume.slots = self._slots.take(volume.ticket.count)
         for epoch in (self._current, self._upcoming):
             if epoch is not None:
-                self._start_draws(epoch)
-        self._producer.announce(self.info)
+                epoch.start_draws(self.queue_length, self._batch_size)
+        self._producer.announce(info)
 
     def _write(self, volume: QueuedVolume, prepared: PreparedVolume) -> None:
-        if self.info is None or volume.slots is None:
-            raise RuntimeError("a volume is written before the slab is laid out.")
         try:
-            record = write(prepared, self.info.slab, volume.slots, self.info.first)
-        except MisfitError as error:
-            if not self._keep_misfits:
-                self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
-                return
-            volume.loose = [own_copy(patch) for patch in spread(prepared.patches, len(volume.slots))]
-            record = VolumeRecord(
-                tuple(volume.loose[0]), {}, [], {}, seconds=prepared.seconds, transforms=prepared.transforms
-            )
+            record = self._slots.write(volume, prepared, self._keep_misfits)
         except Exception as error:
             self.handle(Failed(volume.number, Failure.of(error), "in the calling process"))
-            return
-        self._landed(volume, record)
-
-    # -- drawing
+        else:
+            self._landed(volume, record)
 
     def next_batch(self) -> list[DrawnPatch] | None:
         """The patches of the next batch, once all of them are there; ``None`` before that.
@@ -369,22 +331,9 @@ class PatchQueue:
         self._raise_failure(epoch)
         if epoch.plan.empty:
             return []
-        if epoch.draws is None or not (epoch.pending or epoch.draws.ready):
-            return None
-        while len(epoch.pending) < self._batch_size and (draw := next(epoch.draws, None)) is not None:
-            epoch.pending.append(draw)
-        if len(epoch.pending) < (self._batch_size if self._drop_last else 1):
+        patches = epoch.next_patches(self._batch_size, self._batch_size if self._drop_last else 1)
+        if patches == []:
             self._finish(epoch)
-            return []
-        patches = []
-        for draw in epoch.pending:
-            volume = epoch.volumes.get(draw.entry)
-            if volume is None or volume.record is None or volume.slots is None:
-                return None
-            loose = volume.loose[draw.patch] if volume.loose else None
-            patches.append(DrawnPatch(volume.source, draw, volume.slots[draw.patch], volume.record, loose))
-        if any(epoch.volumes[entry].record is None for entry, _ in epoch.draws.leaving()):
-            return None  # what leaves has to have come first
         return patches
 
     def drawn(self, patches: list[DrawnPatch]) -> None:
@@ -404,9 +353,7 @@ class PatchQueue:
                 continue
             volume.left.discard(patch)
             self._ready -= 1
-            if volume.slots is not None:
-                self._free.append(volume.slots[patch])
-                volume.slots[patch] = -1
+            self._slots.give_back(volume, patch)
             if volume.loose is not None:
                 volume.loose[patch] = {}
             if not volume.left:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from .assemble import Assembler
 from .epoch import DrawnPatch
-from .patch_queue import PatchQueue, VolumeFailedError
+from .errors import VolumeFailedError
+from .patch_queue import PatchQueue
 from .producers import Producer
 from .producers.threads import one_openmp_thread
 from .schedule import Plan
