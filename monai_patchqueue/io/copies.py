@@ -25,7 +25,9 @@ def own_copy(value: Any) -> Any:
     if isinstance(value, dict):
         clone = copy.copy(value)  # of its own class, which collation keeps
         for key, part in value.items():
-            if type(part) not in _UNCHANGING:
+            if type(part) is np.ndarray:
+                clone[key] = part.copy()
+            elif type(part) not in _UNCHANGING:
                 clone[key] = own_copy(part)
         return clone
     if isinstance(value, torch.Tensor):

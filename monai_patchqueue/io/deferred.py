@@ -72,6 +72,14 @@ class Box:
             axes.append(Axis(along, step, max(0, stop - start)))
         return Box(tuple(first), tuple(axes))
 
+    def moved(self, by: Sequence[int]) -> Box:
+        """As many voxels elsewhere, so many further along each axis."""
+        first = list(self.first)
+        for (along, step, _), distance in zip(self.axes, by, strict=True):
+            if along is not None:
+                first[along] += distance * step
+        return Box(tuple(first), self.axes)
+
     def flip(self, dim: int) -> Box:
         """As ``torch.flip`` of one axis."""
         n = self.axes[dim].n

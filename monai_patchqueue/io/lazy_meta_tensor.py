@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import is_no_channel
+from monai.utils import MetaKeys
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .deferred import Box, Part
@@ -17,7 +20,7 @@ from .lazy import LazyVolume
 from .lazy_tensor import KINDS, LazyTensor
 from .scaling import pieces
 
-__all__ = ["LazyMetaTensor"]
+__all__ = ["LazyMetaTensor", "fresh_attributes"]
 
 _TOGETHER = 2**20
 """Voxels that are looked at together where all are."""
@@ -58,7 +61,7 @@ class LazyMetaTensor(LazyTensor, MetaTensor):
         dtype = torch.from_numpy(np.empty(0, volume.dtype)).dtype
         like = torch.empty_strided(volume.shape, volume.strides(order), dtype=dtype, device="meta")
         tensor = cls(Part(volume, Box.of(volume.shape)), like)
-        MetaTensor.__init__(tensor, like, meta=volume.meta)
+        tensor.__dict__.update(fresh_attributes(volume.meta, len(volume.shape)))
         return tensor
 
     def load(self) -> MetaTensor:
@@ -97,6 +100,31 @@ class LazyMetaTensor(LazyTensor, MetaTensor):
         described: MetaTensor = values.as_subclass(MetaTensor)
         described.__dict__.update(self.__dict__)
         return described
+
+
+def fresh_attributes(meta: dict[Any, Any], ndim: int) -> dict[str, Any]:
+    """The attributes of a new MetaTensor with these metadata, which are in a dictionary of its own.
+
+    Args:
+        meta: the metadata.
+        ndim: its number of axes.
+    """
+    affine = meta.get(MetaKeys.AFFINE)
+    if MetaKeys.SPACE not in meta or not isinstance(affine, torch.Tensor) or affine.dtype != torch.float64:
+        unusual: dict[str, Any] = vars(MetaTensor(torch.empty((1,) * ndim, device="meta"), meta=dict(meta)))
+        return unusual
+    no_channel = is_no_channel(meta.get(MetaKeys.ORIGINAL_CHANNEL_DIM, 0))
+    attributes = _attributes(ndim, tuple(affine.shape), no_channel)
+    return {name: [] if value == [] else value for name, value in attributes.items()} | {"_meta": dict(meta)}
+
+
+@lru_cache(64)
+def _attributes(ndim: int, affine_shape: tuple[int, ...], no_channel: bool) -> dict[str, Any]:
+    """Attributes that depend on these alone, as MetaTensor, which takes its time, gives them to itself."""
+    channel = {MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if no_channel else 0}
+    affine = torch.zeros(affine_shape, dtype=torch.float64)
+    new = MetaTensor(torch.empty((1,) * ndim, device="meta"), meta={MetaKeys.AFFINE: affine, **channel})
+    return {name: value for name, value in vars(new).items() if name != "_meta"}
 
 
 KINDS[MetaTensor] = KINDS[LazyMetaTensor] = LazyMetaTensor

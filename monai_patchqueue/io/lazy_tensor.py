@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -144,15 +144,16 @@ class LazyTensor(torch.Tensor):
         """
         return self.deferred.seen(lambda box: box.crop(index)).compute()
 
-    def deferred_part(self, index: tuple[slice, ...]) -> LazyTensor:
-        """Like :meth:`part`, but not computed yet; it has the class and the order of axes of this tensor.
+    def deferred_parts(self, starts: Sequence[Sequence[int]], shape: Sequence[int]) -> list[Any]:
+        """Like :meth:`part`, but not computed yet; they have the class and the order of axes of this tensor.
 
         Args:
-            index: a slice without a step for each axis.
+            starts: where they begin, along each axis.
+            shape: theirs.
         """
-        shape = tuple(len(range(n)[entry]) for entry, n in zip(index, self.like.shape, strict=True))
-        like = _dense(shape, self.like.stride(), self.like.dtype)
-        return type(self)(self.deferred.seen(lambda box: box.crop(index)), like)
+        like = _dense(tuple(shape), self.like.stride(), self.like.dtype)
+        first = self.deferred.seen(lambda box: box.crop([slice(0, n) for n in shape]))
+        return [type(self)(first.seen(partial(Box.moved, by=start)), like) for start in starts]
 
     def unread(self) -> Part | None:
         """The part of a volume whose values these are; None if it was read already, or something is done to them."""

@@ -70,7 +70,7 @@ class PatchTransform(InvertibleTransform, LazyTransform, MultiSampleTrait):
         if isinstance(volume, torch.Tensor):
             volume = in_memory(volume, described=meta is not None)
         fill = fill or self._fill or Fill()
-        patches = [cut(volume, row, geometry, fill, self.copies) for row in rows]
+        patches = cut(volume, rows, geometry, fill, self.copies)
         if meta is None and kind in ("MetaTensor", "tensor"):
             patches = [torch.as_tensor(patch) for patch in patches]
         return patches if meta is None else [meta.wrap(i, patch) for i, patch in enumerate(patches)]

@@ -20,6 +20,9 @@ Index = LabelIndex | WeightIndex
 KEPT_NBYTES = 32 << 20
 """Of one process. A label of 192x192x160 voxels takes about half a MiB."""
 
+OBJECTS_NBYTES = 2 << 10
+"""What an index takes besides."""
+
 
 class KeptIndices:
     """The indices used last, by the source of what they were made of.
@@ -32,20 +35,33 @@ class KeptIndices:
         self._limit = limit
         self._lock = threading.Lock()
         self._indices: OrderedDict[Hashable, Index] = OrderedDict()
+        self._nbytes: dict[Hashable, int] = {}
+        self._total = 0
+        self._used_last: dict[int, Hashable] = {}
 
     def get(self, source: Hashable, make: Callable[[], Any]) -> Any:
         """The index of a source, made if there is none; threads have each their own."""
-        key = (threading.get_ident(), source)  # an index in use changes
+        thread = threading.get_ident()
+        key = (thread, source)  # an index in use changes
         with self._lock:
+            self._weigh(self._used_last.get(thread))  # what it holds is known now that it has been drawn from
             index = self._indices.pop(key, None)
         if index is None:
             index = make()
         with self._lock:
-            # Before this one is put back: what it holds is known when it has been drawn from.
-            while self._indices and sum(kept.nbytes for kept in self._indices.values()) > self._limit:
-                self._indices.popitem(last=False)
+            while self._indices and self._total - self._nbytes.get(key, 0) > self._limit:
+                oldest, _ = self._indices.popitem(last=False)
+                self._total -= self._nbytes.pop(oldest, 0)
             self._indices[key] = index
+            self._used_last[thread] = key
         return index
+
+    def _weigh(self, key: Hashable) -> None:
+        index = self._indices.get(key)
+        if index is not None:
+            self._total -= self._nbytes.get(key, 0)
+            self._nbytes[key] = index.nbytes + OBJECTS_NBYTES
+            self._total += self._nbytes[key]
 
 
 kept_indices = KeptIndices()

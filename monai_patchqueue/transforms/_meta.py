@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms.croppad.functional import crop_func
 from monai.utils import ImageMetaKey, MetaKeys, TraceKeys
 
+from ..io.lazy_meta_tensor import fresh_attributes
 from ..sampling import PatchGeometry
 
 PATCH_INDEX = str(ImageMetaKey.PATCH_INDEX)
@@ -47,11 +48,11 @@ class Places:
         return list(map(tuple, (self.starts + self.geometry.half).tolist()))
 
     @cached_property
-    def beside(self) -> list[list[int]]:
-        """For each patch the voxels of the volume before and after it along each axis; negative where it overhangs."""
+    def beside(self) -> tuple[list[list[int]], list[list[int]]]:
+        """How many voxels of the volume lie before and after each patch, and how far it overhangs there, per axis."""
         after = np.array(self.geometry.shape) - np.array(self.geometry.size) - self.starts
-        both: list[list[int]] = np.stack((self.starts, after), axis=-1).reshape(len(self.rows), -1).tolist()
-        return both
+        beside = np.stack((self.starts, after), axis=-1).reshape(len(self.rows), -1)
+        return np.maximum(beside, 0).tolist(), np.maximum(-beside, 0).tolist()
 
 
 class PatchMeta:
@@ -66,8 +67,11 @@ class PatchMeta:
     def __init__(self, volume: Any, places: Places, info: dict[Any, Any]) -> None:
         self._places = places
         self._info = {**info, TraceKeys.ORIG_SIZE: places.geometry.shape, TraceKeys.LAZY: False}
-        self._attributes = dict(volume.__dict__) if isinstance(volume, MetaTensor) else _fresh_attributes(volume)
         self._meta = dict(volume.meta)
+        if isinstance(volume, MetaTensor):
+            self._attributes = dict(volume.__dict__)
+        else:
+            self._attributes = fresh_attributes(self._meta, len(volume.shape))
         self._operations = list(getattr(volume, "applied_operations", ()))
         affine = np.asarray(self._meta.get(MetaKeys.AFFINE, np.eye(4)), dtype=np.float64)
         starts = places.starts
@@ -103,12 +107,8 @@ class PatchMeta:
         meta[PATCH_LOCATION] = self._places.locations[i]
 
     def _trace(self, i: int) -> dict[Any, Any]:
-        beside = self._places.beside[i]
-        extra = {"cropped": [max(n, 0) for n in beside]}
-        if min(beside) < 0:
-            extra["padded"] = [max(-n, 0) for n in beside]
+        cropped, padded = self._places.beside
+        extra = {"cropped": list(cropped[i])}
+        if any(padded[i]):
+            extra["padded"] = list(padded[i])
         return {**self._info, TraceKeys.EXTRA_INFO: extra}
-
-
-def _fresh_attributes(volume: Any) -> dict[str, Any]:
-    return dict(MetaTensor(torch.zeros((1,) * len(volume.shape)), meta=dict(volume.meta)).__dict__)

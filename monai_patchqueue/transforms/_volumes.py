@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,24 +156,28 @@ def in_memory(volume: torch.Tensor, described: bool) -> torch.Tensor:
     return volume if described else volume.as_subclass(torch.Tensor)
 
 
-def cut(volume: Any, start: Sequence[int], geometry: PatchGeometry, fill: Fill, copies: bool = True) -> Any:
-    """One patch, in the volume's order of axes in memory.
+def cut(volume: Any, starts: list[list[int]], geometry: PatchGeometry, fill: Fill, copies: bool = True) -> list[Any]:
+    """Patches, in the volume's order of axes in memory.
 
     Args:
-        volume: channel-first; not a MetaTensor.
-        start: the patch's start in the volume, one int per spatial axis.
-        geometry: the volume's and the patch's size.
+        volume: channel-first; not a MetaTensor, unless it is read lazily.
+        starts: the patches' starts in the volume, one int per spatial axis.
+        geometry: the volume's and the patches' size.
         fill: what lies outside the volume.
-        copies: whether the patch is to be read now, and to share no memory with the volume.
+        copies: whether patches are to be read now, and to share no memory with the volume.
     """
     size, shape = geometry.size, geometry.shape
-    if all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)):
-        index = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
-        if isinstance(volume, LazyTensor):
-            return _read(volume, index) if copies else volume.deferred_part((slice(None), *index))
-        patch = _read(volume, index)
-        return _own(patch) if copies else patch
-    return _own(read_padded(lambda index: _read(volume, index), shape, start, size, fill))
+    inside = [all(a >= 0 and a + s <= n for a, s, n in zip(start, size, shape, strict=True)) for start in starts]
+    if isinstance(volume, LazyTensor) and not copies and all(inside):
+        return volume.deferred_parts([(0, *start) for start in starts], (volume.shape[0], *size))
+    patches = []
+    for start, is_inside in zip(starts, inside, strict=True):
+        if is_inside:
+            patch = _read(volume, tuple(slice(a, a + s) for a, s in zip(start, size, strict=True)))
+            patches.append(_own(patch) if copies and not isinstance(volume, LazyTensor) else patch)
+        else:
+            patches.append(_own(read_padded(lambda index: _read(volume, index), shape, start, size, fill)))
+    return patches
 
 
 def _read(volume: Any, index: tuple[slice, ...]) -> Any:

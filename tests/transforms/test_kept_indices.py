@@ -16,7 +16,7 @@ from monai_patchqueue import LoadVolumed, RandLabelPatchd, RandWeightedPatchd
 from monai_patchqueue.io.lazy_tensor import LazyTensor
 from monai_patchqueue.sampling import LabelIndex, WeightIndex
 from monai_patchqueue.transforms import _stored
-from monai_patchqueue.transforms._kept import KeptIndices
+from monai_patchqueue.transforms._kept import OBJECTS_NBYTES, KeptIndices
 
 SHAPE = (20, 18, 16)
 
@@ -142,13 +142,27 @@ def test_the_oldest_leave_where_there_are_too_many() -> None:
 
     nbytes = make().nbytes
     assert nbytes > 4000
-    kept = KeptIndices(limit=3 * nbytes)
+    kept = KeptIndices(limit=3 * (nbytes + OBJECTS_NBYTES))
     indices = [kept.get(number, make) for number in range(3)]
     assert kept.get(0, make) is indices[0]
     for number in range(3, 6):
         kept.get(number, make)
     assert kept.get(0, make) is indices[0]
     assert kept.get(1, make) is not indices[1]
+
+
+def test_an_index_counts_with_what_it_holds_once_it_has_been_drawn_from() -> None:
+    class Growing:
+        nbytes = 0
+
+    kept = KeptIndices(limit=10_000)
+    indices = [kept.get(number, Growing) for number in range(4)]
+    kept.get(0, Growing).nbytes = 5_000
+    kept.get(1, Growing).nbytes = 4_000
+    assert kept.get(0, Growing) is indices[0]
+    assert kept.get(1, Growing) is indices[1]
+    assert kept.get(2, Growing) is not indices[2]
+    assert kept.get(3, Growing) is not indices[3]
 
 
 def test_threads_do_not_share_an_index() -> None:
