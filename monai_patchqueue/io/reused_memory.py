@@ -38,7 +38,7 @@ class ReusedMemory(threading.local):
     """Large arrays over memory that was touched before, once nobody refers to what it held.
 
     The system clears each page that a process touches for the first time, which takes as long as decompressing into it.
-    malloc gives arrays of more than 32 MiB back to the system as soon as they are freed, so they are kept here. Each
+    malloc gives arrays of more than 16 MiB back to the system as soon as they are freed, so they are kept here. Each
     thread has its own.
 
     Example:
