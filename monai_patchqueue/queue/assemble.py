@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,17 @@ from .slab import Slab, SlabInfo
 from .transfer import Transfer
 
 __all__ = ["Assembler", "BufferPool"]
+
+_CAST_ANYWHERE = {
+    np.dtype(np.bool_): torch.bool,
+    np.dtype(np.uint8): torch.uint8,
+    np.dtype(np.int8): torch.int8,
+    np.dtype(np.int16): torch.int16,
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.float16): torch.float16,
+    np.dtype(np.float32): torch.float32,
+}
+"""Dtypes that every device knows how to cast; torch's other unsigned integers are not among them."""
 
 
 class BufferPool:
@@ -108,8 +120,13 @@ class Assembler:
         start = time.perf_counter()
         seconds = dict.fromkeys(("item_transform", "batch_transform"), 0.0)
         in_slab = [patch for patch in patches if patch.loose is None]
-        arrays = {key: self._gather(info.slab, key, in_slab) for key in info.slab.tensors} if in_slab else {}
-        if self._item_transform is None and self._collate_fn is None and len(in_slab) == len(patches):
+        whole = self._item_transform is None and self._collate_fn is None and len(in_slab) == len(patches)
+        moved = self._transfer if whole else None
+        keys = info.slab.layout.keys if in_slab else {}
+        arrays = {key: self._gather(info.slab, key, in_slab, moved is not None and moved.casts) for key in keys}
+        if moved is not None:  # before they are MetaTensors, whose metadata would be copied as well
+            arrays = {key: moved.move(array, keys[key].dtype) for key, array in arrays.items()}
+        if whole:
             batch = self._collate(arrays, patches)
         else:
             rows = iter(range(len(in_slab)))
@@ -163,13 +180,16 @@ class Assembler:
             self._reseed_batch(seed_sequence(self._seed, BATCH, epoch, number))
             return self._batch_transform(batch)
 
-    def _gather(self, slab: Slab, key: str, patches: Sequence[DrawnPatch]) -> torch.Tensor:
+    def _gather(self, slab: Slab, key: str, patches: Sequence[DrawnPatch], narrow: bool) -> torch.Tensor:
+        """The patches of a batch; ``narrow`` as they lie in their slots, if that is alike for all."""
+        dtypes = [p.record.narrow[key][p.draw.patch] if key in p.record.narrow else None for p in patches]
         spec = slab.layout.keys[key]
+        if narrow and dtypes[0] in _CAST_ANYWHERE and len(set(dtypes)) == 1:
+            spec = replace(spec, dtype=_CAST_ANYWHERE[dtypes[0]])
         nbytes = len(patches) * spec.nbytes
         # torch has a pool of its own for page-locked memory, which knows of copies that are under way.
         out = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if self._pin else self._pool.take(nbytes)
         gathered = spec.view(out.view(spec.dtype))
-        dtypes = [p.record.narrow[key][p.draw.patch] if key in p.record.narrow else None for p in patches]
         if not any(dtypes):
             slots = np.array([patch.slot for patch in patches], np.intp)
             np.take(slab.rows[key], slots, axis=0, out=out.numpy().reshape(len(slots), -1), mode="clip")

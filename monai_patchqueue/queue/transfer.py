@@ -23,18 +23,33 @@ class Transfer:
     """
 
     def __init__(self, device: torch.device) -> None:
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", torch.cuda.current_device())
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def __call__(self, batch: Any) -> Any:
-        """Start copying a batch's tensors."""
-        with self.stream():
-            return _map_tensors(batch, self._move)
+    @property
+    def casts(self) -> bool:
+        """Whether arrays had better be cast on the device: fewer bytes are copied to there."""
+        return self.device.type != "cpu"
 
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+    def __call__(self, batch: Any) -> Any:
+        """Start copying a batch's tensors, but for those that are there."""
+        with self.stream():
+            return _map_tensors(batch, lambda tensor: tensor if tensor.device == self.device else self._move(tensor))
+
+    def move(self, array: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Start copying one tensor, and have it cast to ``dtype`` there."""
+        with self.stream():
+            return self._move(array, dtype)
+
+    def _move(self, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
         moved = tensor.to(self.device, non_blocking=True)
-        # Patches come in the file's order of axes. A GPU changes that in no time.
-        return moved.contiguous() if self._stream is not None else moved
+        # Patches come in the file's order of axes. A GPU changes that in no time, and casts them on the way.
+        on_gpu = self._stream is not None
+        if dtype is not None and dtype != moved.dtype:
+            moved = moved.to(dtype, memory_format=torch.contiguous_format if on_gpu else torch.preserve_format)
+        return moved.contiguous() if on_gpu else moved
 
     def stream(self) -> AbstractContextManager[Any]:
         """Context in which what follows a copy runs after it."""
