@@ -17,8 +17,8 @@ __all__ = ["Member", "try_voxels"]
 
 Member = Callable[[np.ndarray], np.ndarray]
 """Says of each value whether it belongs to a class."""
-TRIALS = (64, 512)
-"""For each voxel to draw; the second number where the first did not do. Fewer looks than a pass over the box costs."""
+TRIALS = (32, 128, 512)
+"""Looks for each voxel to draw; the next number where the one before did not do."""
 SHARE = 16
 """No more than one voxel in so many is looked at."""
 
