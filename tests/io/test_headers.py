@@ -157,7 +157,8 @@ def test_loaders_and_threads_do_not_get_each_others_metadata(tmp_path: Path) -> 
         list(pool.map(load, range(96)))
 
 
-def test_what_a_transform_writes_into_metadata_does_not_last(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_a_transform_writes_into_metadata_does_not_last(tmp_path: Path, num_workers: int) -> None:
     file = write(tmp_path)
 
     def doubled(volume: Any) -> Any:
@@ -170,8 +171,9 @@ def test_what_a_transform_writes_into_metadata_does_not_last(tmp_path: Path) -> 
         Lambdad("image", doubled),
         RandUniformPatchd("image", -1),
     ]
-    loader = PatchQueueLoader(Dataset([{"image": file}], Compose(recipe)), batch_size=1, batch_unit="patch", seed=0)
-    epochs = [batch["image"] for _ in range(3) for batch in loader]
+    dataset = Dataset([{"image": file}], Compose(recipe))
+    with PatchQueueLoader(dataset, num_workers, batch_size=1, batch_unit="patch", seed=0) as loader:
+        epochs = [batch["image"] for _ in range(3) for batch in loader]
     for image in epochs:
         np.testing.assert_array_equal(image.affine[0], AFFINE * 2)
         np.testing.assert_array_equal(image.meta["pixdim"][0, 1:4], [3, 4, 6])
