@@ -328,7 +328,8 @@ class PatchQueue:
         epoch = self._current
         if epoch is None:
             return []
-        self._raise_failure(epoch)
+        if self._failed:
+            self._raise_failure(epoch)
         if epoch.plan.empty:
             return []
         patches = epoch.next_patches(self._batch_size, self._batch_size if self._drop_last else 1)
@@ -377,7 +378,10 @@ class PatchQueue:
         epoch.over = True
 
     def _raise_failure(self, epoch: EpochUnderWay) -> None:
-        for volume in self._failed:
-            if volume.failed is not None and epoch.volumes.get(volume.entry) is volume:
-                failure, worker = volume.failed
-                raise VolumeFailedError(failure.exception(self._volume_name(volume.source.volume), worker))
+        """Raise what the first of the epoch's failed volumes has failed with, once those before it are there."""
+        submitted = (*self._failed, *self._in_flight.values(), *self._again)
+        unsettled = [volume for volume in submitted if epoch.volumes.get(volume.entry) is volume]
+        first = min(unsettled, key=lambda volume: volume.entry, default=None)
+        if first is not None and first.failed is not None:
+            failure, worker = first.failed
+            raise VolumeFailedError(failure.exception(self._volume_name(first.source.volume), worker))

@@ -308,6 +308,26 @@ def test_a_loader_in_a_forked_child_is_refused_and_does_not_disturb_its_parent()
         assert Counter(draws + drawn(iterator)) == every_patch([4] * 12)
 
 
+@pytest.mark.parametrize("worker_type", ["thread", "process"])
+def test_of_several_volumes_that_fail_the_first_in_order_is_named_whichever_fails_first(
+    worker_type: str, tmp_path: Path
+) -> None:
+    flag = tmp_path / "a later one has failed"
+
+    def fail(volume: int) -> None:
+        if volume == 1:
+            wait_for(flag.exists, "a later volume")
+            time.sleep(0.2)  # the consumer hears of the later one
+        if volume > 1:
+            flag.touch()
+        if volume:
+            raise OSError("the disk is away")
+
+    loader = make_loader(Patches([2] * 6, fault=fail), 2, worker_type=worker_type, batch_size=2)
+    with loader, pytest.raises(OSError, match=r"^volume 1 \(case_1.nii.gz\) could not be prepared"):
+        list(loader)
+
+
 def test_a_volume_that_failed_only_while_its_epoch_was_prepared_ahead_is_tried_again(tmp_path: Path) -> None:
     attempts = tmp_path / "attempts"
 
