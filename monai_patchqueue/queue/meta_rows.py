@@ -141,10 +141,9 @@ class MetaRows:
             return None
         plan = _plan(layout, len(patches))
         rows = np.frombuffer(b"".join([rows.numbers[number] for rows, number in patches]), np.uint8)
-        memory = torch.from_numpy(rows.take(plan.places))
         leaves: list[Any] = []
-        for start, stop, dtype, sizes in plan.groups:
-            leaves += memory[start:stop].view(dtype).split_with_sizes(sizes)
+        for places, dtype, sizes in plan.groups:
+            leaves += torch.from_numpy(rows.take(places).view(dtype)).split_with_sizes(sizes)
         for leaf, shape in plan.shapes:
             leaves[leaf] = leaves[leaf].view(shape)
         texts = zip(*[rows.texts[number] for rows, number in patches], strict=True)
@@ -277,10 +276,11 @@ class _Reader:
 class _Plan(NamedTuple):
     """How the metadata of a batch are put together."""
 
-    places: np.ndarray[Any, Any]
-    """Where to find, in rows one after the other, the bytes of one leaf after the other, sorted by dtype."""
-    groups: list[tuple[int, int, torch.dtype, list[int]]]
-    """Per dtype: from which byte to which its leaves are, and how many numbers each has."""
+    groups: list[tuple[np.ndarray[Any, Any], np.dtype[Any], list[int]]]
+    """Per dtype: where to find its leaves' bytes in rows one after the other, and how many numbers each leaf has.
+
+    Each has memory of its own, as torch does not save tensors of several dtypes that share it.
+    """
     shapes: list[tuple[int, tuple[int, ...]]]
     """The shapes of leaves that have more than one axis in the batch."""
     containers: list[type]
@@ -297,15 +297,12 @@ def _plan(layout: _Layout, patches: int) -> _Plan:
     sizes = [math.prod(number.shape) * number.dtype.itemsize for number in numbers]
     ends = list(accumulate(sizes))
     rows = np.arange(patches * sum(sizes)).reshape(patches, sum(sizes))
-    # The widest first, so that each begins at a multiple of its width.
-    order = sorted(range(len(numbers)), key=lambda i: (-numbers[i].dtype.itemsize, numbers[i].dtype.str))
-    places = [rows[:, ends[i] - sizes[i] : ends[i]].reshape(-1) for i in order]
-    groups, start = [], 0
+    order = sorted(range(len(numbers)), key=lambda i: numbers[i].dtype.str)
+    groups = []
     for dtype, members in groupby(order, key=lambda i: numbers[i].dtype):
-        counts = [patches * math.prod(numbers[i].shape) for i in members]
-        stop = start + sum(counts) * dtype.itemsize
-        groups.append((start, stop, _torch_dtype(dtype), counts))
-        start = stop
+        same = list(members)
+        places = [rows[:, ends[i] - sizes[i] : ends[i]].reshape(-1) for i in same]
+        groups.append((np.concatenate(places), dtype, [patches * math.prod(numbers[i].shape) for i in same]))
     shapes = [(leaf, (patches, *numbers[i].shape)) for leaf, i in enumerate(order) if numbers[i].shape]
     number_leaves = (order.index(i) for i in range(len(order)))
     text_leaves = itertools.count(len(order))
@@ -313,7 +310,7 @@ def _plan(layout: _Layout, patches: int) -> _Plan:
     # MONAI's collation goes through a set of the keys.
     in_order = set.intersection(*(set(layout.meta.keys) for _ in range(patches)))
     tree = {key: tree[key] for key in in_order}
-    return _Plan(np.concatenate([*places, np.empty(0, np.intp)]).astype(np.intp), groups, shapes, containers, tree)
+    return _Plan(groups, shapes, containers, tree)
 
 
 def _find_leaves(node: Any, numbers: list[_Number], containers: list[type]) -> None:

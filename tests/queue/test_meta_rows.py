@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import pickle
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_one_batch_shares_no_memory_with_another() -> None:
     assert second["_meta"]["box"][0][0].tolist() == [1]
     assert second["_applied_operations"] == [[{"class": "Flip", "axes": (0, 1)}]]
     assert second["_pending_operations"] == []
+
+
+def test_metadata_of_a_batch_can_be_saved() -> None:
+    rows = MetaRows.of(volume("a"))
+    assert rows is not None
+    joined = MetaRows.joined([(rows, 0), (rows, 2)], 4)
+    assert joined is not None
+    file = io.BytesIO()
+    torch.save(joined["_meta"], file)
+    file.seek(0)
+    assert_same(torch.load(file, weights_only=False), joined["_meta"])
 
 
 def test_one_patch_gets_its_attributes_back_to_the_type_in_memory_of_its_own() -> None:
