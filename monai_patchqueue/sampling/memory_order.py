@@ -19,7 +19,7 @@ from .geometry import Box
 
 __all__ = ["AxisOrder", "as_array", "blocks"]
 
-BLOCK_VOXELS = 1 << 18
+BLOCK_VOXELS = 1 << 19
 
 
 def as_array(volume: Any) -> np.ndarray:
