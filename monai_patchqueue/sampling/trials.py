@@ -19,6 +19,8 @@ Member = Callable[[np.ndarray], np.ndarray]
 """Says of each value whether it belongs to a class."""
 TRIALS = (32, 128, 512)
 """Looks for each voxel to draw; the next number where the one before did not do."""
+ENOUGH = 512
+"""Looks after which a class that was not met is taken for rare."""
 SHARE = 16
 """No more than one voxel in so many is looked at."""
 
@@ -52,6 +54,8 @@ def try_voxels(
         found: list[np.ndarray] = []
         for member in members:
             hits = np.flatnonzero(member(values))[:n]
+            if not hits.size and trials * n >= ENOUGH:
+                return None
             if hits.size < n:
                 break
             found.append(numbers[hits])
