@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -33,6 +34,10 @@ class KeptIndices:
 
     def __init__(self, limit: int = KEPT_NBYTES) -> None:
         self._limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        """Keep nothing of what was kept so far, and wait for no other thread."""
         self._lock = threading.Lock()
         self._indices: OrderedDict[Hashable, Index] = OrderedDict()
         self._nbytes: dict[Hashable, int] = {}
@@ -65,6 +70,10 @@ class KeptIndices:
 
 
 kept_indices = KeptIndices()
+
+if hasattr(os, "register_at_fork"):
+    # Another thread may hold the lock while a process is forked, where that thread does not go on.
+    os.register_at_fork(after_in_child=kept_indices.forget)
 
 
 class UnreadGuide:

@@ -16,7 +16,8 @@ from monai_patchqueue import LoadVolumed, RandLabelPatchd, RandWeightedPatchd
 from monai_patchqueue.io.lazy_tensor import LazyTensor
 from monai_patchqueue.sampling import LabelIndex, WeightIndex
 from monai_patchqueue.transforms import _stored
-from monai_patchqueue.transforms._kept import OBJECTS_NBYTES, KeptIndices
+from monai_patchqueue.transforms._kept import OBJECTS_NBYTES, KeptIndices, kept_indices
+from tests.processes import in_child
 
 SHAPE = (20, 18, 16)
 
@@ -184,3 +185,9 @@ def test_a_known_label_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(LazyTensor, "numbers", None)
     found.append(starts(CROPS["label"](), file, Flipd("label", 0)))
     assert found[0] == found[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_while_a_thread_is_at_the_kept_indices_does_not_wait_for_it() -> None:
+    with kept_indices._lock:
+        assert in_child(lambda: kept_indices.get("source", lambda: "made")) == "made"
